@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef MEMSLOT_COMMIT_H
+#define MEMSLOT_COMMIT_H
+
+#include <linux/kvm_host.h>
+#include <linux/memslot.h>
+
+int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
+	   struct memslot_commit *reply);
+
+#endif /* MEMSLOT_COMMIT_H */

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "dirty.h"
+
+#include <linux/bitmap.h>
+#include <linux/mm.h>
+#include <linux/sched.h>
+
+/* One run of pages whose dirty bits pass from an old bitmap to a new one */
+struct passage {
+	struct kvm_memory_slot *from;
+	struct kvm_memory_slot *to;
+	unsigned long from_page;
+	unsigned long to_page;
+	unsigned long npages;
+};
+
+/**
+ * dirty_alloc - give a new slot its bitmap, if it needs one
+ * @kvm: the VM
+ * @slot: a new slot that nobody sees yet
+ *
+ * All set where the VM asked for that (KVM_DIRTY_LOG_INITIALLY_SET), else
+ * clear.  Twice the size, as KVM_GET_DIRTY_LOG uses the second half.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int dirty_alloc(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES) || kvm->dirty_ring_size)
+		return 0;
+
+	slot->dirty_bitmap = __vcalloc(2, kvm_dirty_bitmap_bytes(slot), GFP_KERNEL_ACCOUNT);
+	if (!slot->dirty_bitmap)
+		return -ENOMEM;
+	if (kvm_dirty_log_manual_protect_and_init_set(kvm))
+		bitmap_set(slot->dirty_bitmap, 0, slot->npages);
+	return 0;
+}
+
+void dirty_free(struct kvm_memory_slot *slot)
+{
+	kvfree(slot->dirty_bitmap);
+	slot->dirty_bitmap = NULL;
+}
+
+/* Does a segment's dirty log survive?  Then say from where to where. */
+static bool kept_passage(const struct plan_segment *segment,
+			 struct kvm_memory_slot **old_slots,
+			 struct kvm_memory_slot **new_slots, struct passage *passage)
+{
+	if (!segment->kept)
+		return false;
+	passage->from = old_slots[segment->old];
+	passage->to = new_slots[segment->new];
+	passage->from_page = segment->gfn - passage->from->base_gfn;
+	passage->to_page = segment->gfn - passage->to->base_gfn;
+	passage->npages = segment->npages;
+	return passage->from->dirty_bitmap && passage->to->dirty_bitmap;
+}
+
+/**
+ * dirty_unset_kept - clear what dirty_alloc() set for pages that have a log
+ * @plan: what changes
+ * @old_slots: slot before each change, or NULL
+ * @new_slots: slot after each change, or NULL; nobody sees them yet
+ */
+void dirty_unset_kept(const struct plan *plan, struct kvm_memory_slot **old_slots,
+		      struct kvm_memory_slot **new_slots)
+{
+	struct passage passage;
+	u32 i;
+
+	for (i = 0; i < plan->segments; i++)
+		if (kept_passage(&plan->segment[i], old_slots, new_slots, &passage))
+			bitmap_clear(passage.to->dirty_bitmap, passage.to_page,
+				     passage.npages);
+
+	/* Like KVM's own move: the log goes with the slot, page by page. */
+	for (i = 0; i < plan->changes; i++)
+		if (plan->change[i].kind == PLAN_MOVE && new_slots[i]->dirty_bitmap)
+			bitmap_clear(new_slots[i]->dirty_bitmap, 0, new_slots[i]->npages);
+}
+
+/* vCPUs may be setting bits of @to at this moment: one atomic OR per bit. */
+static void carry(const struct passage *passage)
+{
+	unsigned long end = passage->from_page + passage->npages;
+	unsigned long page = passage->from_page;
+
+	for (;;) {
+		page = find_next_bit(passage->from->dirty_bitmap, end, page);
+		if (page >= end)
+			return;
+		set_bit(page - passage->from_page + passage->to_page,
+			passage->to->dirty_bitmap);
+		page++;
+		cond_resched();
+	}
+}
+
+/**
+ * dirty_carry - carry the dirty bits of pages that keep their host address
+ * @plan: what changes
+ * @old_slots: slot before each change, or NULL; nobody sees them any more
+ * @new_slots: slot after each change, or NULL; published
+ *
+ * Only after the grace period: until then a vCPU that found the old slot may
+ * still set bits there.  The log cannot be read meanwhile: that takes
+ * slots_lock.
+ */
+void dirty_carry(const struct plan *plan, struct kvm_memory_slot **old_slots,
+		 struct kvm_memory_slot **new_slots)
+{
+	struct passage passage;
+	u32 i;
+
+	for (i = 0; i < plan->segments; i++)
+		if (kept_passage(&plan->segment[i], old_slots, new_slots, &passage))
+			carry(&passage);
+
+	for (i = 0; i < plan->changes; i++) {
+		if (plan->change[i].kind != PLAN_MOVE || !new_slots[i]->dirty_bitmap)
+			continue;
+		passage = (struct passage){
+			.from = old_slots[i],
+			.to = new_slots[i],
+			.npages = new_slots[i]->npages,
+		};
+		carry(&passage);
+	}
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Dirty bitmaps of slots across a commit. */
+#ifndef MEMSLOT_DIRTY_H
+#define MEMSLOT_DIRTY_H
+
+#include <linux/kvm_host.h>
+
+#include "plan.h"
+
+int dirty_alloc(struct kvm *kvm, struct kvm_memory_slot *slot);
+void dirty_free(struct kvm_memory_slot *slot);
+void dirty_unset_kept(const struct plan *plan, struct kvm_memory_slot **old_slots,
+		      struct kvm_memory_slot **new_slots);
+void dirty_carry(const struct plan *plan, struct kvm_memory_slot **old_slots,
+		 struct kvm_memory_slot **new_slots);
+
+#endif /* MEMSLOT_DIRTY_H */

@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "plan.h"
+
+/* Huge page sizes that KVM maps, as log2 of 4 KiB pages */
+static const unsigned int huge_shifts[] = { 9, 18 };
+
+static int fail(struct plan_error *error, u32 index, u32 reason, int err)
+{
+	error->index = index;
+	error->reason = reason;
+	return err;
+}
+
+static u64 region_end(const struct plan_region *region)
+{
+	return region->gfn + region->npages;
+}
+
+/**
+ * plan_check_entry - judge an entry by itself
+ * @entry: what the caller wants
+ * @rules: what is allowed
+ * @reason: out, on error: enum memslot_reason
+ *
+ * Return: 0, -EINVAL or -EOPNOTSUPP.
+ */
+int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules *rules,
+		     u32 *reason)
+{
+	const u64 in_page = (1ULL << PLAN_PAGE_SHIFT) - 1;
+	u64 npages = entry->memory_size >> PLAN_PAGE_SHIFT;
+
+	if (entry->reserved)
+		*reason = MEMSLOT_REASON_ARGUMENT;
+	else if (entry->slot > rules->max_slot)
+		*reason = MEMSLOT_REASON_SLOT_ID;
+	else if (entry->address_space >= rules->address_spaces)
+		*reason = MEMSLOT_REASON_ADDRESS_SPACE;
+	else if (entry->flags & ~rules->entry_flags)
+		*reason = MEMSLOT_REASON_FLAGS;
+	else if (entry->memory_size & in_page)
+		*reason = MEMSLOT_REASON_SIZE_ALIGN;
+	else if (!entry->memory_size)
+		return 0;
+	else if (entry->guest_phys_addr & in_page)
+		*reason = MEMSLOT_REASON_GPA_ALIGN;
+	else if (entry->userspace_addr & in_page)
+		*reason = MEMSLOT_REASON_HVA_ALIGN;
+	else if (npages > rules->max_pages)
+		*reason = MEMSLOT_REASON_TOO_LARGE;
+	else if (entry->guest_phys_addr + entry->memory_size < entry->guest_phys_addr ||
+		 (entry->guest_phys_addr >> PLAN_PAGE_SHIFT) + npages - 1 > rules->max_gfn)
+		*reason = MEMSLOT_REASON_GPA_RANGE;
+	else if (entry->userspace_addr >= rules->hva_end ||
+		 entry->memory_size > rules->hva_end - entry->userspace_addr)
+		*reason = MEMSLOT_REASON_HVA_RANGE;
+	else
+		return 0;
+	return *reason == MEMSLOT_REASON_FLAGS ? -EOPNOTSUPP : -EINVAL;
+}
+
+/* Where an entry stands in a sorted view of the batch */
+struct plan_key {
+	u64 major;
+	u64 minor;
+	u32 index;
+};
+
+static int compare_keys(const void *a, const void *b)
+{
+	const struct plan_key *x = a, *y = b;
+
+	if (x->major != y->major)
+		return x->major < y->major ? -1 : 1;
+	if (x->minor != y->minor)
+		return x->minor < y->minor ? -1 : 1;
+	return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static void sort_keys(struct plan_key *keys, u32 n)
+{
+	plan_sort(keys, n, sizeof(*keys), compare_keys);
+}
+
+/* Is there an entry for this slot in the batch, sorted by slot? */
+static bool names_slot(const struct plan_key *ids, u32 n, u32 address_space, u32 id)
+{
+	u32 low = 0, high = n;
+
+	while (low < high) {
+		u32 mid = low + (high - low) / 2;
+		const struct plan_key *key = &ids[mid];
+
+		if (key->major == address_space && key->minor == id)
+			return true;
+		if (key->major < address_space ||
+		    (key->major == address_space && key->minor < id))
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return false;
+}
+
+/* The lowest entry that names a slot which an entry before it names. */
+static u32 first_duplicate(const struct plan_key *ids, u32 n)
+{
+	u32 first = MEMSLOT_NO_ENTRY;
+	u32 i;
+
+	for (i = 1; i < n; i++)
+		if (ids[i].major == ids[i - 1].major && ids[i].minor == ids[i - 1].minor)
+			first = min(first, ids[i].index);
+	return first;
+}
+
+static enum plan_kind classify(const struct plan_region *old, const struct plan_region *new)
+{
+	u32 flags = old->flags ^ new->flags;
+
+	if (!old->npages)
+		return PLAN_CREATE;
+	if (!new->npages)
+		return PLAN_DELETE;
+	if (old->npages != new->npages || old->hva != new->hva ||
+	    (flags & MEMSLOT_ENTRY_READONLY))
+		return PLAN_REPLACE;
+	if (old->gfn != new->gfn)
+		/* KVM_MR_MOVE cannot switch dirty logging in the same breath */
+		return flags ? PLAN_REPLACE : PLAN_MOVE;
+	return flags ? PLAN_REFLAG : PLAN_NOTHING;
+}
+
+/* Fills in plan->change from the entries and today's slots. */
+static int look_up(struct plan *plan, const struct memslot_entry *entries,
+		   const struct plan_layout *layout, struct plan_error *error)
+{
+	u32 i;
+
+	for (i = 0; i < plan->changes; i++) {
+		const struct memslot_entry *entry = &entries[i];
+		struct plan_change *change = &plan->change[i];
+		struct plan_region *new = &change->new;
+		bool exists;
+
+		exists = plan_layout_find(layout, entry->address_space, entry->slot,
+					  &change->old);
+		if (!exists && !entry->memory_size)
+			return fail(error, i, MEMSLOT_REASON_NO_SLOT, -ENOENT);
+		if (exists && change->old.guest_memfd)
+			return fail(error, i, MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
+
+		new->address_space = entry->address_space;
+		new->id = entry->slot;
+		if (entry->memory_size) {
+			new->flags = entry->flags;
+			new->gfn = entry->guest_phys_addr >> PLAN_PAGE_SHIFT;
+			new->npages = entry->memory_size >> PLAN_PAGE_SHIFT;
+			new->hva = entry->userspace_addr;
+		}
+		change->kind = classify(&change->old, new);
+		plan->count[change->kind]++;
+	}
+	return 0;
+}
+
+/*
+ * Collects one side of the changes, sorted by place.  Without @all only those
+ * that the segments are about.
+ */
+static u32 collect_places(const struct plan *plan, struct plan_key *places, bool new, bool all)
+{
+	u32 i, n = 0;
+
+	for (i = 0; i < plan->changes; i++) {
+		const struct plan_change *change = &plan->change[i];
+		const struct plan_region *region = new ? &change->new : &change->old;
+
+		if (!region->npages)
+			continue;
+		if (!all && (change->kind == PLAN_NOTHING || change->kind == PLAN_REFLAG))
+			continue;
+		places[n++] = (struct plan_key){ region->address_space, region->gfn, i };
+	}
+	sort_keys(places, n);
+	return n;
+}
+
+/* Do two of the first @limit entries overlap in the final layout? */
+static bool entries_overlap(const struct plan *plan, const struct plan_key *places, u32 n,
+			    u32 limit)
+{
+	u64 address_space = 0, end = 0;
+	u32 i;
+
+	for (i = 0; i < n; i++) {
+		if (places[i].index >= limit)
+			continue;
+		if (places[i].major == address_space && places[i].minor < end)
+			return true;
+		address_space = places[i].major;
+		end = region_end(&plan->change[places[i].index].new);
+	}
+	return false;
+}
+
+/* The lowest entry that overlaps one before it. */
+static u32 first_overlap(const struct plan *plan, const struct plan_key *places, u32 n)
+{
+	u32 low = 0, high = plan->changes;
+
+	if (!entries_overlap(plan, places, n, high))
+		return MEMSLOT_NO_ENTRY;
+	/* The first low entries do not overlap, the first high ones do. */
+	while (high - low > 1) {
+		u32 mid = low + (high - low) / 2;
+
+		if (entries_overlap(plan, places, n, mid))
+			high = mid;
+		else
+			low = mid;
+	}
+	return high - 1;
+}
+
+/* Does a region overlap a slot that the batch leaves alone? */
+static bool overlaps_staying(const struct plan_region *region, const struct plan_key *ids,
+			     u32 n, const struct plan_layout *layout)
+{
+	u64 gfn = region->gfn, end = region_end(region);
+	struct plan_region slot;
+
+	while (gfn < end &&
+	       plan_layout_next(layout, region->address_space, gfn, end, &slot)) {
+		if (!names_slot(ids, n, slot.address_space, slot.id))
+			return true;
+		gfn = region_end(&slot);
+	}
+	return false;
+}
+
+static int check_overlaps(const struct plan *plan, const struct plan_key *ids,
+			  struct plan_key *scratch, const struct plan_layout *layout,
+			  struct plan_error *error)
+{
+	u32 n = collect_places(plan, scratch, true, true);
+	u32 first = first_overlap(plan, scratch, n);
+	u32 i;
+
+	for (i = 0; i < min(plan->changes, first); i++) {
+		const struct plan_change *change = &plan->change[i];
+
+		if (change->new.npages && change->kind != PLAN_NOTHING &&
+		    change->kind != PLAN_REFLAG &&
+		    overlaps_staying(&change->new, ids, plan->changes, layout))
+			return fail(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
+	}
+	if (first != MEMSLOT_NO_ENTRY)
+		return fail(error, first, MEMSLOT_REASON_OVERLAP_ENTRY, -EEXIST);
+	return 0;
+}
+
+/* One side of the sweep: sorted places and how far they were walked. */
+struct sweep_side {
+	const struct plan_key *places;
+	u32 n;
+	u32 next;
+	bool new;
+};
+
+static const struct plan_region *sweep_region(const struct plan *plan,
+					      const struct sweep_side *side,
+					      u32 address_space)
+{
+	const struct plan_change *change;
+
+	if (side->next == side->n || side->places[side->next].major != address_space)
+		return NULL;
+	change = &plan->change[side->places[side->next].index];
+	return side->new ? &change->new : &change->old;
+}
+
+/* Where does the segment that begins at @gfn end, as far as @region goes? */
+static u64 sweep_limit(const struct plan_region *region, u64 gfn, u64 end)
+{
+	if (!region)
+		return end;
+	return min(end, gfn < region->gfn ? region->gfn : region_end(region));
+}
+
+static bool sweep_covers(const struct plan_region *region, u64 gfn)
+{
+	return region && region->gfn <= gfn;
+}
+
+static u64 hva_of(const struct plan_region *region, u64 gfn)
+{
+	return region->hva + ((gfn - region->gfn) << PLAN_PAGE_SHIFT);
+}
+
+static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
+				struct sweep_side *news, u32 address_space)
+{
+	u64 gfn = 0;
+
+	for (;;) {
+		const struct plan_region *old = sweep_region(plan, olds, address_space);
+		const struct plan_region *new = sweep_region(plan, news, address_space);
+		struct plan_segment *segment = &plan->segment[plan->segments];
+		u64 end;
+
+		if (!old && !new)
+			return;
+		gfn = max(gfn, min(old ? old->gfn : ~0ULL, new ? new->gfn : ~0ULL));
+		end = sweep_limit(new, gfn, sweep_limit(old, gfn, ~0ULL));
+
+		if (sweep_covers(old, gfn) || sweep_covers(new, gfn)) {
+			*segment = (struct plan_segment){
+				.address_space = address_space,
+				.gfn = gfn,
+				.npages = end - gfn,
+				.old = PLAN_NONE,
+				.new = PLAN_NONE,
+			};
+			if (sweep_covers(old, gfn))
+				segment->old = olds->places[olds->next].index;
+			if (sweep_covers(new, gfn))
+				segment->new = news->places[news->next].index;
+			segment->kept = segment->old != PLAN_NONE &&
+					segment->new != PLAN_NONE &&
+					hva_of(old, gfn) == hva_of(new, gfn);
+			plan->segments++;
+		}
+		if (old && end == region_end(old))
+			olds->next++;
+		if (new && end == region_end(new))
+			news->next++;
+		gfn = end;
+	}
+}
+
+/* Can the translations of a kept segment stay as they are? */
+static bool keeps_translations(const struct plan_segment *segment,
+			       const struct plan_region *old, const struct plan_region *new,
+			       const struct plan_rules *rules)
+{
+	if (!segment->kept || old->flags != new->flags)
+		return false;
+	/*
+	 * A dirty ring names a page by slot id and offset as of the write that
+	 * faulted: the next write has to fault again to be pushed anew.
+	 */
+	return !(rules->dirty_ring && (new->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) &&
+		 (old->id != new->id || old->gfn != new->gfn));
+}
+
+/* Could a huge page of @old span gfn - 1 and gfn?  KVM's lpage_info rules. */
+static bool huge_page_spans(const struct plan_region *old, u64 gfn)
+{
+	unsigned int i;
+
+	for (i = 0; i < sizeof(huge_shifts) / sizeof(huge_shifts[0]); i++) {
+		u64 pages = 1ULL << huge_shifts[i];
+		u64 first = gfn & ~(pages - 1);
+
+		if (first != gfn && first >= old->gfn &&
+		    first + pages <= region_end(old) &&
+		    !((old->gfn ^ (old->hva >> PLAN_PAGE_SHIFT)) & (pages - 1)))
+			return true;
+	}
+	return false;
+}
+
+static void add_zap(struct plan *plan, u32 address_space, u64 gfn, u64 npages)
+{
+	struct plan_zap *last = plan->zaps ? &plan->zap[plan->zaps - 1] : NULL;
+
+	if (last && last->address_space == address_space && last->gfn + last->npages == gfn)
+		last->npages += npages;
+	else
+		plan->zap[plan->zaps++] = (struct plan_zap){ address_space, gfn, npages };
+}
+
+/* Sums the segments up and decides what to zap. */
+static void judge_segments(struct plan *plan, const struct plan_rules *rules)
+{
+	bool previous_stays = false;
+	u32 i;
+
+	for (i = 0; i < plan->segments; i++) {
+		const struct plan_segment *segment = &plan->segment[i];
+		const struct plan_region *old, *new;
+		bool stays;
+
+		if (segment->old == PLAN_NONE) {
+			plan->pages_added += segment->npages;
+			previous_stays = false;
+			continue;
+		}
+		old = &plan->change[segment->old].old;
+		if (segment->new == PLAN_NONE) {
+			plan->pages_removed += segment->npages;
+			plan->uncovers = true;
+			stays = false;
+		} else {
+			new = &plan->change[segment->new].new;
+			if (segment->kept)
+				plan->pages_kept += segment->npages;
+			else
+				plan->pages_remapped += segment->npages;
+			stays = keeps_translations(segment, old, new, rules);
+		}
+
+		if (!stays)
+			add_zap(plan, segment->address_space, segment->gfn, segment->npages);
+		else if (previous_stays && segment->old == plan->segment[i - 1].old &&
+			 huge_page_spans(old, segment->gfn))
+			/*
+			 * The old slot was cut here.  One gfn is enough: zapping
+			 * it takes the whole huge page with it, if there is one.
+			 */
+			add_zap(plan, segment->address_space, segment->gfn, 1);
+		previous_stays = stays;
+	}
+}
+
+static void widen(struct plan *plan, const struct plan_region *region)
+{
+	struct plan_span *gfn = &plan->fence_gfn, *hva = &plan->fence_hva;
+	u64 hva_end = region->hva + (region->npages << PLAN_PAGE_SHIFT);
+
+	if (!region->npages)
+		return;
+	gfn->start = min(gfn->start, region->gfn);
+	gfn->end = max(gfn->end, region_end(region));
+	hva->start = min(hva->start, region->hva);
+	hva->end = max(hva->end, hva_end);
+}
+
+static void summarize(struct plan *plan)
+{
+	u32 i;
+
+	plan->fence_gfn = (struct plan_span){ ~0ULL, 0 };
+	plan->fence_hva = (struct plan_span){ ~0ULL, 0 };
+	for (i = 0; i < plan->changes; i++) {
+		const struct plan_change *change = &plan->change[i];
+
+		if (change->kind == PLAN_NOTHING)
+			continue;
+		plan->touched |= 1U << change->new.address_space;
+		if (change->kind == PLAN_REFLAG) {
+			plan->pages_kept += change->new.npages;
+			continue;
+		}
+		widen(plan, &change->old);
+		widen(plan, &change->new);
+		if (change->kind != PLAN_CREATE)
+			plan->drops_slots = true;
+	}
+}
+
+static int build_segments(struct plan *plan, struct plan_key *places,
+			  const struct plan_rules *rules)
+{
+	struct sweep_side olds = { .places = places, .new = false };
+	struct sweep_side news = { .new = true };
+	u32 bound, address_space;
+
+	olds.n = collect_places(plan, places, false, false);
+	news.places = places + olds.n;
+	news.n = collect_places(plan, places + olds.n, true, false);
+	if (!olds.n && !news.n)
+		return 0;
+
+	/* Each segment but an address space's last ends where a region starts or ends. */
+	bound = 2 * (olds.n + news.n);
+	plan->segment = plan_array(bound, sizeof(*plan->segment));
+	plan->zap = plan_array(bound, sizeof(*plan->zap));
+	if (!plan->segment || !plan->zap)
+		return -ENOMEM;
+
+	for (address_space = 0; address_space < rules->address_spaces; address_space++)
+		sweep_address_space(plan, &olds, &news, address_space);
+	judge_segments(plan, rules);
+	return 0;
+}
+
+/**
+ * plan_build - find out what a batch has to do
+ * @plan: out; to be given to plan_free() on success
+ * @entries: the batch; each passed plan_check_entry()
+ * @nr_entries: number of @entries
+ * @layout: today's slots
+ * @rules: what the VM allows
+ * @error: out, on error: the entry and the reason
+ *
+ * Errors, the first of: an entry that names a slot again (-EINVAL), one that
+ * deletes a missing slot (-ENOENT) or names one with a guest_memfd
+ * (-EOPNOTSUPP), one that overlaps an entry before it or a slot that stays
+ * (-EEXIST).  Of several entries with the same kind of error the lowest is
+ * named.
+ *
+ * Return: 0, one of these, or -ENOMEM.
+ */
+int plan_build(struct plan *plan, const struct memslot_entry *entries, u32 nr_entries,
+	       const struct plan_layout *layout, const struct plan_rules *rules,
+	       struct plan_error *error)
+{
+	struct plan_key *ids = NULL, *places = NULL;
+	u32 i, duplicate;
+	int err;
+
+	*plan = (struct plan){ .changes = nr_entries };
+	if (!nr_entries)
+		return 0;
+
+	err = fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
+	plan->change = plan_array(nr_entries, sizeof(*plan->change));
+	ids = plan_array(nr_entries, sizeof(*ids));
+	places = plan_array(nr_entries, 2 * sizeof(*places));
+	if (!plan->change || !ids || !places)
+		goto out;
+
+	for (i = 0; i < nr_entries; i++)
+		ids[i] = (struct plan_key){ entries[i].address_space, entries[i].slot, i };
+	sort_keys(ids, nr_entries);
+	duplicate = first_duplicate(ids, nr_entries);
+	if (duplicate != MEMSLOT_NO_ENTRY) {
+		err = fail(error, duplicate, MEMSLOT_REASON_DUPLICATE, -EINVAL);
+		goto out;
+	}
+
+	err = look_up(plan, entries, layout, error);
+	if (err)
+		goto out;
+	err = check_overlaps(plan, ids, places, layout, error);
+	if (err)
+		goto out;
+	err = build_segments(plan, places, rules);
+	if (err) {
+		fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, err);
+		goto out;
+	}
+	summarize(plan);
+	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
+out:
+	plan_array_free(places);
+	plan_array_free(ids);
+	if (err)
+		plan_free(plan);
+	return err;
+}
+
+/**
+ * plan_free - release what a plan holds
+ * @plan: a plan; empty afterwards
+ */
+void plan_free(struct plan *plan)
+{
+	plan_array_free(plan->zap);
+	plan_array_free(plan->segment);
+	plan_array_free(plan->change);
+	*plan = (struct plan){};
+}

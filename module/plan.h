@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * From today's layout and a batch of entries to a plan, or to an error.
+ *
+ * Pure: no kernel state, no locks, no side effects but memory for the result.
+ * The same source is compiled on the host for unit tests.
+ */
+#ifndef MEMSLOT_PLAN_H
+#define MEMSLOT_PLAN_H
+
+#include "plan_port.h"
+#include <linux/memslot.h>
+
+/* Index of "no change", for plan_segment.old and .new */
+#define PLAN_NONE (~0U)
+
+/**
+ * struct plan_region - one memslot as the plan sees it
+ * @address_space: 0 or 1
+ * @id: slot id
+ * @flags: bits MEMSLOT_ENTRY_*
+ * @guest_memfd: backed by a guest_memfd, which no entry can describe
+ * @gfn: first guest frame number
+ * @npages: number of pages; 0 when the region is absent
+ * @hva: host virtual address of the first page
+ */
+struct plan_region {
+	u32 address_space;
+	u32 id;
+	u32 flags;
+	bool guest_memfd;
+	u64 gfn;
+	u64 npages;
+	u64 hva;
+};
+
+/**
+ * struct plan_rules - what the VM and this machine allow
+ * @max_slot: highest user slot id
+ * @address_spaces: number of address spaces of the VM
+ * @entry_flags: the MEMSLOT_ENTRY_* bits that work here
+ * @max_pages: most pages of one slot
+ * @max_gfn: highest gfn that the VM can address
+ * @hva_end: first address above user space
+ * @dirty_ring: the VM reports dirty pages as (slot id, offset)
+ */
+struct plan_rules {
+	u32 max_slot;
+	u32 address_spaces;
+	u32 entry_flags;
+	u64 max_pages;
+	u64 max_gfn;
+	u64 hva_end;
+	bool dirty_ring;
+};
+
+/**
+ * struct plan_error - which entry is to blame, and for what
+ * @index: position of the entry, or MEMSLOT_NO_ENTRY
+ * @reason: enum memslot_reason
+ */
+struct plan_error {
+	u32 index;
+	u32 reason;
+};
+
+enum plan_kind {
+	PLAN_NOTHING, /* the entry equals today's slot */
+	PLAN_CREATE,
+	PLAN_DELETE,
+	PLAN_REPLACE, /* other size, hva or READONLY: KVM itself refuses this */
+	PLAN_MOVE, /* only the gfn differs */
+	PLAN_REFLAG, /* only dirty logging differs */
+};
+
+/**
+ * struct plan_change - what happens to one slot id
+ * @kind: what
+ * @old: today's slot; npages is 0 for a create
+ * @new: the wanted slot; npages is 0 for a delete
+ *
+ * plan.change[i] belongs to entry i of the batch.
+ */
+struct plan_change {
+	enum plan_kind kind;
+	struct plan_region old;
+	struct plan_region new;
+};
+
+/**
+ * struct plan_segment - gfns that share one old and one new slot
+ * @address_space: where
+ * @gfn: first gfn
+ * @npages: number of pages
+ * @old: index of the change whose old slot held them, or PLAN_NONE
+ * @new: index of the change whose new slot holds them, or PLAN_NONE
+ * @kept: the host address stays
+ *
+ * Slots that are created, deleted, replaced or moved are cut into segments.
+ */
+struct plan_segment {
+	u32 address_space;
+	u32 old;
+	u32 new;
+	bool kept;
+	u64 gfn;
+	u64 npages;
+};
+
+/**
+ * struct plan_zap - gfns whose translations must go
+ * @address_space: where
+ * @gfn: first gfn
+ * @npages: number of pages
+ */
+struct plan_zap {
+	u32 address_space;
+	u64 gfn;
+	u64 npages;
+};
+
+/* A half-open range, empty while start >= end */
+struct plan_span {
+	u64 start;
+	u64 end;
+};
+
+/**
+ * struct plan - everything that a commit has to do
+ * @changes: number of entries of the batch, and of elements in @change
+ * @change: one per entry, in the order of the batch
+ * @segments: number of elements in @segment
+ * @segment: sorted by address space and gfn
+ * @zaps: number of elements in @zap
+ * @zap: sorted, disjoint, not touching
+ * @count: number of changes of each kind
+ * @pages_kept: pages whose gfn keeps its host address
+ * @pages_remapped: pages whose gfn gets another host address
+ * @pages_removed: pages whose gfn loses its slot
+ * @pages_added: pages whose gfn had none
+ * @uncovers: some gfn has a slot today and none afterwards
+ * @drops_slots: some slot is deleted, replaced or moved
+ * @touched: bit per address space that changes
+ * @fence_gfn: covers all slots but the reflagged ones, before and after, in
+ *	gfns; empty if there are none
+ * @fence_hva: the same in host virtual addresses
+ */
+struct plan {
+	u32 changes;
+	struct plan_change *change;
+	u32 segments;
+	struct plan_segment *segment;
+	u32 zaps;
+	struct plan_zap *zap;
+	u32 count[PLAN_REFLAG + 1];
+	u64 pages_kept;
+	u64 pages_remapped;
+	u64 pages_removed;
+	u64 pages_added;
+	bool uncovers;
+	bool drops_slots;
+	u32 touched;
+	struct plan_span fence_gfn;
+	struct plan_span fence_hva;
+};
+
+/*
+ * Today's layout.  The kernel answers from KVM's active memslots, a unit test
+ * from an array.
+ */
+struct plan_layout;
+
+/**
+ * plan_layout_find - look a slot up by its id
+ * @layout: today's layout
+ * @address_space: where to look
+ * @id: slot id
+ * @region: out, if there is one
+ *
+ * Return: whether there is such a slot.
+ */
+bool plan_layout_find(const struct plan_layout *layout, u32 address_space, u32 id,
+		      struct plan_region *region);
+
+/**
+ * plan_layout_next - find the first slot in a range of gfns
+ * @layout: today's layout
+ * @address_space: where to look
+ * @gfn: first gfn
+ * @end: gfn after the last one
+ * @region: out, if there is one: the lowest slot that reaches into the range
+ *
+ * Return: whether there is such a slot; KVM's internal ones count.
+ */
+bool plan_layout_next(const struct plan_layout *layout, u32 address_space, u64 gfn,
+		      u64 end, struct plan_region *region);
+
+int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules *rules,
+		     u32 *reason);
+int plan_build(struct plan *plan, const struct memslot_entry *entries, u32 nr_entries,
+	       const struct plan_layout *layout, const struct plan_rules *rules,
+	       struct plan_error *error);
+void plan_free(struct plan *plan);
+
+#endif /* MEMSLOT_PLAN_H */

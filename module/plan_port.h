@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The few things that plan.c needs from its surroundings: kernel or host. */
+#ifndef MEMSLOT_PLAN_PORT_H
+#define MEMSLOT_PLAN_PORT_H
+
+#ifdef __KERNEL__
+
+#include <linux/errno.h>
+#include <linux/minmax.h>
+#include <linux/slab.h>
+#include <linux/sort.h>
+#include <linux/types.h>
+
+#define PLAN_PAGE_SHIFT PAGE_SHIFT
+
+static inline void *plan_array(size_t n, size_t size)
+{
+	return kvcalloc(n, size, GFP_KERNEL_ACCOUNT);
+}
+
+static inline void plan_array_free(void *array)
+{
+	kvfree(array);
+}
+
+static inline void plan_sort(void *array, size_t n, size_t size,
+			     int (*cmp)(const void *, const void *))
+{
+	sort(array, n, size, cmp, NULL);
+}
+
+#else /* unit tests and fuzzing on the host */
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define PLAN_PAGE_SHIFT 12
+
+static inline void *plan_array(size_t n, size_t size)
+{
+	return calloc(n, size);
+}
+
+static inline void plan_array_free(void *array)
+{
+	free(array);
+}
+
+static inline void plan_sort(void *array, size_t n, size_t size,
+			     int (*cmp)(const void *, const void *))
+{
+	if (n)
+		qsort(array, n, size, cmp);
+}
+
+#define min(a, b) ((a) < (b) ? (a) : (b))
+#define max(a, b) ((a) > (b) ? (a) : (b))
+
+#endif
+
+#endif /* MEMSLOT_PLAN_PORT_H */

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "zap.h"
+
+#include "compat/compat.h"
+
+/*
+ * KVM's own way of a slot deletion: drop all shadow pages, the vCPUs reload
+ * their roots and refault the guest.
+ */
+static void zap_slots(struct kvm *kvm, const struct plan *plan,
+		      struct kvm_memory_slot **old_slots)
+{
+	u32 i;
+
+	for (i = 0; i < plan->changes; i++) {
+		enum plan_kind kind = plan->change[i].kind;
+
+		if (kind != PLAN_DELETE && kind != PLAN_REPLACE && kind != PLAN_MOVE)
+			continue;
+		internal(kvm_arch_flush_shadow_memslot)(kvm, old_slots[i]);
+		if (compat_flush_takes_all(kvm))
+			return;
+	}
+}
+
+/*
+ * Drop nothing but what changes.  A SPTE of the TDP MMU does not refer to its
+ * slot, so those of gfns that keep host address and flags may stay.
+ */
+static void zap_ranges(struct kvm *kvm, const struct plan *plan)
+{
+	bool flush = false;
+	u32 i;
+
+	write_lock(&kvm->mmu_lock);
+	for (i = 0; i < plan->zaps; i++) {
+		const struct plan_zap *range = &plan->zap[i];
+		struct kvm_memory_slot where = { .as_id = range->address_space };
+
+		flush |= compat_unmap(kvm, &where, range->gfn, range->gfn + range->npages);
+		/*
+		 * With the fence up it is safe to let others in, but no zapped
+		 * translation may be left in a TLB when they come.
+		 */
+		if (need_resched() || rwlock_needbreak(&kvm->mmu_lock)) {
+			if (flush)
+				internal(kvm_flush_remote_tlbs)(kvm);
+			flush = false;
+			cond_resched_rwlock_write(&kvm->mmu_lock);
+		}
+	}
+	if (flush)
+		internal(kvm_flush_remote_tlbs)(kvm);
+	write_unlock(&kvm->mmu_lock);
+}
+
+/**
+ * zap - drop the translations that the new layout does not have
+ * @kvm: the VM; the old layout is still published, and the fence is up
+ * @plan: what changes
+ * @old_slots: KVM's slot before each change, or NULL
+ *
+ * When this returns no vCPU reaches memory of a gfn that is removed or
+ * remapped, and none can until the fence is dropped.
+ */
+void zap(struct kvm *kvm, const struct plan *plan, struct kvm_memory_slot **old_slots)
+{
+	lockdep_assert_held(&kvm->slots_lock);
+	lockdep_assert_held(&kvm->slots_arch_lock);
+
+	/*
+	 * Shadow pages are accounted to their slots (rmaps, write tracking), so
+	 * they must go with a slot even where its memory stays.
+	 *
+	 * With an assigned device KVM zaps everything on a slot's deletion, ever
+	 * since zapping only the slot's pages was reverted in 2019 for a
+	 * regression that nobody has explained.  So do we.
+	 */
+	if (!compat_tdp_mmu_enabled(kvm) || kvm->arch.shadow_root_allocated ||
+	    internal(kvm_arch_has_assigned_device)(kvm)) {
+		if (plan->drops_slots)
+			zap_slots(kvm, plan, old_slots);
+	} else if (plan->zaps) {
+		zap_ranges(kvm, plan);
+	}
+
+	if (plan->drops_slots)
+		internal(kvm_arch_guest_memory_reclaimed)(kvm);
+}
