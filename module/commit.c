@@ -535,7 +535,7 @@ static int attempt_parked(struct commit *c)
  * nothing has changed.
  */
 int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
-	   struct memslot_commit *reply)
+		 struct memslot_commit *reply)
 {
 	struct commit c = {
 		.kvm = kvm,

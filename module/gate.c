@@ -82,6 +82,7 @@ u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 	 */
 	if (!compat_tdp_mmu_enabled(kvm))
 		return MEMSLOT_PARK_SHADOW_PAGING;
+	/* pairs with the release in KVM's mmu_first_shadow_root_alloc() */
 	if (smp_load_acquire(&kvm->arch.shadow_root_allocated))
 		return MEMSLOT_PARK_NESTED;
 

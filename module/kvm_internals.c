@@ -46,11 +46,11 @@ static int find_kallsyms_lookup_name(void)
 	}
 	entry = compat_kprobe_entry(&probe);
 	unregister_kprobe(&probe);
-	static_call_update(memslot_kallsyms_lookup_name, (typeof(&kallsyms_lookup_name))entry);
+	static_call_update(memslot_kallsyms_lookup_name, (typeof(kallsyms_lookup_name) *)entry);
 	return 0;
 }
 
-static void *find(const char *name)
+static void *look_up(const char *name)
 {
 	void *address = (void *)static_call(memslot_kallsyms_lookup_name)(name);
 
@@ -77,7 +77,7 @@ int kvm_internals_resolve(void)
 
 #define MEMSLOT_RESOLVE(name)						\
 	do {								\
-		typeof(&name) address = find(#name);			\
+		typeof(name) *address = look_up(#name);			\
 									\
 		if (address)						\
 			static_call_update(memslot_##name, address);	\
@@ -87,8 +87,8 @@ int kvm_internals_resolve(void)
 	MEMSLOT_KVM_FUNCTIONS(MEMSLOT_RESOLVE)
 #undef MEMSLOT_RESOLVE
 
-	memslot_kvm_x86_ops = find("kvm_x86_ops");
-	memslot_kvm_cpu_caps = find("kvm_cpu_caps");
+	memslot_kvm_x86_ops = look_up("kvm_x86_ops");
+	memslot_kvm_cpu_caps = look_up("kvm_cpu_caps");
 	if (!memslot_kvm_x86_ops || !memslot_kvm_cpu_caps)
 		complete = false;
 	return complete ? 0 : -ENOENT;

@@ -52,9 +52,9 @@ struct notice {
 struct park {
 	struct kref refs; /* of the parking thread, and of each notice */
 	struct kvm *kvm;
-	spinlock_t lock;
-	bool over; /* under lock to set, and for who wants to look at vCPUs */
-	unsigned int changes; /* counts steps of threads; under lock */
+	spinlock_t lock; /* protects over, changes and notice.state */
+	bool over; /* once set, nobody may look at vCPUs any more */
+	unsigned int changes; /* counts what notices report */
 	wait_queue_head_t change; /* the parking thread waits here */
 	wait_queue_head_t release; /* the threads wait here */
 	int nr_vcpus;

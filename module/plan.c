@@ -359,7 +359,7 @@ static bool huge_page_spans(const struct plan_region *old, u64 gfn)
 {
 	unsigned int i;
 
-	for (i = 0; i < sizeof(huge_shifts) / sizeof(huge_shifts[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(huge_shifts); i++) {
 		u64 pages = 1ULL << huge_shifts[i];
 		u64 first = gfn & ~(pages - 1);
 

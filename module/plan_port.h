@@ -6,6 +6,7 @@
 #ifdef __KERNEL__
 
 #include <linux/errno.h>
+#include <linux/kernel.h>
 #include <linux/minmax.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
@@ -59,8 +60,9 @@ static inline void plan_sort(void *array, size_t n, size_t size,
 		qsort(array, n, size, cmp);
 }
 
-#define min(a, b) ((a) < (b) ? (a) : (b))
-#define max(a, b) ((a) > (b) ? (a) : (b))
+#define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
+#define min(a, b) ({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a < _b ? _a : _b; })
+#define max(a, b) ({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a > _b ? _a : _b; })
 
 #endif
 

@@ -40,48 +40,48 @@ TRACE_DEFINE_ENUM(STEP_FINISH);
 		{ STEP_FINISH, "finish" })
 
 TRACE_EVENT(memslot_commit_start,
-	TP_PROTO(struct kvm *kvm, u32 entries, u32 flags),
-	TP_ARGS(kvm, entries, flags),
+	    TP_PROTO(struct kvm *kvm, u32 entries, u32 flags),
+	    TP_ARGS(kvm, entries, flags),
 
-	TP_STRUCT__entry(
+	    TP_STRUCT__entry(
 		__field(pid_t, vm)
 		__field(u32, entries)
 		__field(u32, flags)
-	),
+	    ),
 
-	TP_fast_assign(
+	    TP_fast_assign(
 		__entry->vm = kvm->userspace_pid;
 		__entry->entries = entries;
 		__entry->flags = flags;
-	),
+	    ),
 
-	TP_printk("vm %d entries %u flags 0x%x", __entry->vm, __entry->entries,
+	    TP_printk("vm %d entries %u flags 0x%x", __entry->vm, __entry->entries,
 		  __entry->flags)
 );
 
 TRACE_EVENT(memslot_commit_step,
-	TP_PROTO(struct kvm *kvm, unsigned int step),
-	TP_ARGS(kvm, step),
+	    TP_PROTO(struct kvm *kvm, unsigned int step),
+	    TP_ARGS(kvm, step),
 
-	TP_STRUCT__entry(
+	    TP_STRUCT__entry(
 		__field(pid_t, vm)
 		__field(unsigned int, step)
-	),
+	    ),
 
-	TP_fast_assign(
+	    TP_fast_assign(
 		__entry->vm = kvm->userspace_pid;
 		__entry->step = step;
-	),
+	    ),
 
-	TP_printk("vm %d %s done", __entry->vm,
+	    TP_printk("vm %d %s done", __entry->vm,
 		  show_step(__entry->step))
 );
 
 TRACE_EVENT(memslot_commit_end,
-	TP_PROTO(struct kvm *kvm, int err, const struct memslot_commit *reply),
-	TP_ARGS(kvm, err, reply),
+	    TP_PROTO(struct kvm *kvm, int err, const struct memslot_commit *reply),
+	    TP_ARGS(kvm, err, reply),
 
-	TP_STRUCT__entry(
+	    TP_STRUCT__entry(
 		__field(pid_t, vm)
 		__field(int, err)
 		__field(u32, failed_index)
@@ -94,9 +94,9 @@ TRACE_EVENT(memslot_commit_end,
 		__field(u64, pages_removed)
 		__field(u64, pages_added)
 		__field(u64, ns_fenced)
-	),
+	    ),
 
-	TP_fast_assign(
+	    TP_fast_assign(
 		__entry->vm = kvm->userspace_pid;
 		__entry->err = err;
 		__entry->failed_index = reply->failed_index;
@@ -109,9 +109,9 @@ TRACE_EVENT(memslot_commit_end,
 		__entry->pages_removed = reply->pages_removed;
 		__entry->pages_added = reply->pages_added;
 		__entry->ns_fenced = reply->ns_fenced;
-	),
+	    ),
 
-	TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
+	    TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
 		  __entry->vm, __entry->err, (int)__entry->failed_index, __entry->reason,
 		  __entry->strategy, __entry->park_cause, __entry->grace_periods,
 		  __entry->pages_kept, __entry->pages_remapped, __entry->pages_removed,
