@@ -79,12 +79,12 @@ static int allocate_slots(struct commit *c)
 
 	for (i = 0; i < n; i++) {
 		const struct plan_change *change = &c->plan.change[i];
-		const struct plan_region *new = &change->new;
+		const struct plan_region *new = &change->after;
 		struct kvm_memory_slot *slot;
 
 		if (!changes(change))
 			continue;
-		if (change->old.npages)
+		if (change->before.npages)
 			c->old_slots[i] = id_to_memslot(__kvm_memslots(c->kvm,
 								       new->address_space),
 							new->id);

@@ -50,8 +50,8 @@ static bool kept_passage(const struct plan_segment *segment,
 {
 	if (!segment->kept)
 		return false;
-	passage->from = old_slots[segment->old];
-	passage->to = new_slots[segment->new];
+	passage->from = old_slots[segment->before];
+	passage->to = new_slots[segment->after];
 	passage->from_page = segment->gfn - passage->from->base_gfn;
 	passage->to_page = segment->gfn - passage->to->base_gfn;
 	passage->npages = segment->npages;

@@ -140,14 +140,14 @@ static int look_up(struct plan *plan, const struct memslot_entry *entries,
 	for (i = 0; i < plan->changes; i++) {
 		const struct memslot_entry *entry = &entries[i];
 		struct plan_change *change = &plan->change[i];
-		struct plan_region *new = &change->new;
+		struct plan_region *new = &change->after;
 		bool exists;
 
 		exists = plan_layout_find(layout, entry->address_space, entry->slot,
-					  &change->old);
+					  &change->before);
 		if (!exists && !entry->memory_size)
 			return fail(error, i, MEMSLOT_REASON_NO_SLOT, -ENOENT);
-		if (exists && change->old.guest_memfd)
+		if (exists && change->before.guest_memfd)
 			return fail(error, i, MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
 
 		new->address_space = entry->address_space;
@@ -158,7 +158,7 @@ static int look_up(struct plan *plan, const struct memslot_entry *entries,
 			new->npages = entry->memory_size >> PLAN_PAGE_SHIFT;
 			new->hva = entry->userspace_addr;
 		}
-		change->kind = classify(&change->old, new);
+		change->kind = classify(&change->before, new);
 		plan->count[change->kind]++;
 	}
 	return 0;
@@ -174,7 +174,7 @@ static u32 collect_places(const struct plan *plan, struct plan_key *places, bool
 
 	for (i = 0; i < plan->changes; i++) {
 		const struct plan_change *change = &plan->change[i];
-		const struct plan_region *region = new ? &change->new : &change->old;
+		const struct plan_region *region = new ? &change->after : &change->before;
 
 		if (!region->npages)
 			continue;
@@ -199,7 +199,7 @@ static bool entries_overlap(const struct plan *plan, const struct plan_key *plac
 		if (places[i].major == address_space && places[i].minor < end)
 			return true;
 		address_space = places[i].major;
-		end = region_end(&plan->change[places[i].index].new);
+		end = region_end(&plan->change[places[i].index].after);
 	}
 	return false;
 }
@@ -250,9 +250,9 @@ static int check_overlaps(const struct plan *plan, const struct plan_key *ids,
 	for (i = 0; i < min(plan->changes, first); i++) {
 		const struct plan_change *change = &plan->change[i];
 
-		if (change->new.npages && change->kind != PLAN_NOTHING &&
+		if (change->after.npages && change->kind != PLAN_NOTHING &&
 		    change->kind != PLAN_REFLAG &&
-		    overlaps_staying(&change->new, ids, plan->changes, layout))
+		    overlaps_staying(&change->after, ids, plan->changes, layout))
 			return fail(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
 	}
 	if (first != MEMSLOT_NO_ENTRY)
@@ -277,7 +277,7 @@ static const struct plan_region *sweep_region(const struct plan *plan,
 	if (side->next == side->n || side->places[side->next].major != address_space)
 		return NULL;
 	change = &plan->change[side->places[side->next].index];
-	return side->new ? &change->new : &change->old;
+	return side->new ? &change->after : &change->before;
 }
 
 /* Where does the segment that begins at @gfn end, as far as @region goes? */
@@ -319,15 +319,15 @@ static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
 				.address_space = address_space,
 				.gfn = gfn,
 				.npages = end - gfn,
-				.old = PLAN_NONE,
-				.new = PLAN_NONE,
+				.before = PLAN_NONE,
+				.after = PLAN_NONE,
 			};
 			if (sweep_covers(old, gfn))
-				segment->old = olds->places[olds->next].index;
+				segment->before = olds->places[olds->next].index;
 			if (sweep_covers(new, gfn))
-				segment->new = news->places[news->next].index;
-			segment->kept = segment->old != PLAN_NONE &&
-					segment->new != PLAN_NONE &&
+				segment->after = news->places[news->next].index;
+			segment->kept = segment->before != PLAN_NONE &&
+					segment->after != PLAN_NONE &&
 					hva_of(old, gfn) == hva_of(new, gfn);
 			plan->segments++;
 		}
@@ -392,18 +392,18 @@ static void judge_segments(struct plan *plan, const struct plan_rules *rules)
 		const struct plan_region *old, *new;
 		bool stays;
 
-		if (segment->old == PLAN_NONE) {
+		if (segment->before == PLAN_NONE) {
 			plan->pages_added += segment->npages;
 			previous_stays = false;
 			continue;
 		}
-		old = &plan->change[segment->old].old;
-		if (segment->new == PLAN_NONE) {
+		old = &plan->change[segment->before].before;
+		if (segment->after == PLAN_NONE) {
 			plan->pages_removed += segment->npages;
 			plan->uncovers = true;
 			stays = false;
 		} else {
-			new = &plan->change[segment->new].new;
+			new = &plan->change[segment->after].after;
 			if (segment->kept)
 				plan->pages_kept += segment->npages;
 			else
@@ -413,7 +413,7 @@ static void judge_segments(struct plan *plan, const struct plan_rules *rules)
 
 		if (!stays)
 			add_zap(plan, segment->address_space, segment->gfn, segment->npages);
-		else if (previous_stays && segment->old == plan->segment[i - 1].old &&
+		else if (previous_stays && segment->before == plan->segment[i - 1].before &&
 			 huge_page_spans(old, segment->gfn))
 			/*
 			 * The old slot was cut here.  One gfn is enough: zapping
@@ -448,13 +448,13 @@ static void summarize(struct plan *plan)
 
 		if (change->kind == PLAN_NOTHING)
 			continue;
-		plan->touched |= 1U << change->new.address_space;
+		plan->touched |= 1U << change->after.address_space;
 		if (change->kind == PLAN_REFLAG) {
-			plan->pages_kept += change->new.npages;
+			plan->pages_kept += change->after.npages;
 			continue;
 		}
-		widen(plan, &change->old);
-		widen(plan, &change->new);
+		widen(plan, &change->before);
+		widen(plan, &change->after);
 		if (change->kind != PLAN_CREATE)
 			plan->drops_slots = true;
 	}

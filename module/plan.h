@@ -11,7 +11,7 @@
 #include "plan_port.h"
 #include <linux/memslot.h>
 
-/* Index of "no change", for plan_segment.old and .new */
+/* Index of "no change", for plan_segment.before and .after */
 #define PLAN_NONE (~0U)
 
 /**
@@ -76,15 +76,15 @@ enum plan_kind {
 /**
  * struct plan_change - what happens to one slot id
  * @kind: what
- * @old: today's slot; npages is 0 for a create
- * @new: the wanted slot; npages is 0 for a delete
+ * @before: today's slot; npages is 0 for a create
+ * @after: the wanted slot; npages is 0 for a delete
  *
  * plan.change[i] belongs to entry i of the batch.
  */
 struct plan_change {
 	enum plan_kind kind;
-	struct plan_region old;
-	struct plan_region new;
+	struct plan_region before;
+	struct plan_region after;
 };
 
 /**
@@ -92,16 +92,16 @@ struct plan_change {
  * @address_space: where
  * @gfn: first gfn
  * @npages: number of pages
- * @old: index of the change whose old slot held them, or PLAN_NONE
- * @new: index of the change whose new slot holds them, or PLAN_NONE
+ * @before: index of the change whose old slot held them, or PLAN_NONE
+ * @after: index of the change whose new slot holds them, or PLAN_NONE
  * @kept: the host address stays
  *
  * Slots that are created, deleted, replaced or moved are cut into segments.
  */
 struct plan_segment {
 	u32 address_space;
-	u32 old;
-	u32 new;
+	u32 before;
+	u32 after;
 	bool kept;
 	u64 gfn;
 	u64 npages;

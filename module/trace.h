@@ -56,7 +56,7 @@ TRACE_EVENT(memslot_commit_start,
 	    ),
 
 	    TP_printk("vm %d entries %u flags 0x%x", __entry->vm, __entry->entries,
-		  __entry->flags)
+		      __entry->flags)
 );
 
 TRACE_EVENT(memslot_commit_step,
@@ -74,7 +74,7 @@ TRACE_EVENT(memslot_commit_step,
 	    ),
 
 	    TP_printk("vm %d %s done", __entry->vm,
-		  show_step(__entry->step))
+		      show_step(__entry->step))
 );
 
 TRACE_EVENT(memslot_commit_end,
@@ -112,10 +112,10 @@ TRACE_EVENT(memslot_commit_end,
 	    ),
 
 	    TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
-		  __entry->vm, __entry->err, (int)__entry->failed_index, __entry->reason,
-		  __entry->strategy, __entry->park_cause, __entry->grace_periods,
-		  __entry->pages_kept, __entry->pages_remapped, __entry->pages_removed,
-		  __entry->pages_added, __entry->ns_fenced)
+		      __entry->vm, __entry->err, (int)__entry->failed_index, __entry->reason,
+		      __entry->strategy, __entry->park_cause, __entry->grace_periods,
+		      __entry->pages_kept, __entry->pages_remapped, __entry->pages_removed,
+		      __entry->pages_added, __entry->ns_fenced)
 );
 
 #endif /* MEMSLOT_TRACE_H */
