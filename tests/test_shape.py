@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What must hold for the sources themselves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "tests" / "vm"))
+
+import kernels  # noqa: E402
+
+VERSION_WORDS = re.compile(r"\b(LINUX_VERSION_CODE|KERNEL_VERSION)\b")
+LICENCES = {"uapi": "GPL-2.0 WITH Linux-syscall-note", "userlib": "MIT"}
+
+
+def sources() -> list[Path]:
+    """The files of the project: tracked, or new and not ignored."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [PROJECT / name for name in sorted(listing.split("\0")) if name and (PROJECT / name).is_file()]
+
+
+def kernel_sources() -> list[Path]:
+    return [path for path in sources() if path.relative_to(PROJECT).parts[0] == "module"]
+
+
+def test_every_file_names_its_licence() -> None:
+    wrong = []
+    for path in sources():
+        name = path.relative_to(PROJECT)
+        if name.parts[0] == "LICENSES" or name.suffix == ".md":
+            continue
+        head = path.read_text(errors="replace")[:600]
+        if f"SPDX-License-Identifier: {LICENCES.get(name.parts[0], 'GPL-2.0')}" not in head:
+            wrong.append(str(name))
+    assert not wrong
+
+
+def test_kernel_versions_are_in_compat_only() -> None:
+    wrong = [str(path) for path in kernel_sources() if "compat" not in path.parts and VERSION_WORDS.search(path.read_text())]
+    assert not wrong
+
+
+def test_dkms_builds_for_the_supported_kernels() -> None:
+    versions = dict(re.findall(r"^(KERNEL_M\w+) := (\S+)$", (PROJECT / "versions.mk").read_text(), re.M))
+    assert set(versions) == {"KERNEL_MIN", "KERNEL_MAX"}
+    pattern = re.search(r'^BUILD_EXCLUSIVE_KERNEL="(.*)"$', (PROJECT / "dkms.conf").read_text(), re.M)
+    assert pattern
+    for version in versions.values():
+        assert re.match(pattern[1], f"{version}.0-1-amd64")
+    major, minor = map(int, versions["KERNEL_MAX"].split("."))
+    assert not re.match(pattern[1], f"{major}.{minor + 1}.0-1-amd64")
+
+
+def test_module_is_clean_under_checkpatch() -> None:
+    checkpatch = kernels.linux_source("6.1") / "scripts" / "checkpatch.pl"
+    files = [path for path in sources() if path.suffix in {".c", ".h"} and path.relative_to(PROJECT).parts[0] in {"module", "uapi"}]
+    run = subprocess.run(["perl", checkpatch, "--terse", "--file", *files], cwd=PROJECT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("extra", [["W=1", "KCFLAGS=-Werror"], ["C=2", "CF=-Wsparse-error"]], ids=["W=1", "sparse"])
+def test_module_builds_without_warnings(tmp_path: Path, extra: list[str]) -> None:
+    (tmp_path / "uapi").symlink_to(PROJECT / "uapi")
+    build = tmp_path / "build"
+    build.mkdir()
+    for path in kernel_sources():
+        name = path.relative_to(PROJECT / "module")
+        (build / name).parent.mkdir(parents=True, exist_ok=True)
+        (build / name).symlink_to(path)
+    headers = kernels.kernel("6.1").headers
+    run = subprocess.run(["make", "-C", headers, f"M={build}", *extra, "modules"], capture_output=True, text=True)
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    assert not re.search(r"\b(warning|error):", said), said
