@@ -24,8 +24,30 @@ static void zap_slots(struct kvm *kvm, const struct plan *plan,
 }
 
 /*
+ * Most gfns that are zapped before others may have mmu_lock: some 3 ms if all
+ * of them are mapped by 4 KiB pages.
+ */
+#define ZAP_CHUNK (1ULL << 16)
+
+/* Let others in, but never while a zapped translation may be left in a TLB. */
+static void zap_pause(struct kvm *kvm, bool *flush)
+{
+	if (!need_resched() && !rwlock_needbreak(&kvm->mmu_lock))
+		return;
+	if (*flush)
+		internal(kvm_flush_remote_tlbs)(kvm);
+	*flush = false;
+	cond_resched_rwlock_write(&kvm->mmu_lock);
+}
+
+/*
  * Drop nothing but what changes.  A SPTE of the TDP MMU does not refer to its
  * slot, so those of gfns that keep host address and flags may stay.
+ *
+ * KVM must not let go of mmu_lock inside a range: it would flush what it zapped
+ * there and not what is still to be flushed of the ranges before.  An MMU
+ * notifier that gets the lock then finds nothing mapped, does not flush either,
+ * and the page is freed while a vCPU can still write to it.
  */
 static void zap_ranges(struct kvm *kvm, const struct plan *plan)
 {
@@ -36,17 +58,13 @@ static void zap_ranges(struct kvm *kvm, const struct plan *plan)
 	for (i = 0; i < plan->zaps; i++) {
 		const struct plan_zap *range = &plan->zap[i];
 		struct kvm_memory_slot where = { .as_id = range->address_space };
+		u64 end = range->gfn + range->npages;
+		u64 gfn, next;
 
-		flush |= compat_unmap(kvm, &where, range->gfn, range->gfn + range->npages);
-		/*
-		 * With the fence up it is safe to let others in, but no zapped
-		 * translation may be left in a TLB when they come.
-		 */
-		if (need_resched() || rwlock_needbreak(&kvm->mmu_lock)) {
-			if (flush)
-				internal(kvm_flush_remote_tlbs)(kvm);
-			flush = false;
-			cond_resched_rwlock_write(&kvm->mmu_lock);
+		for (gfn = range->gfn; gfn < end; gfn = next) {
+			next = min(end, gfn + ZAP_CHUNK);
+			flush |= compat_unmap(kvm, &where, gfn, next);
+			zap_pause(kvm, &flush);
 		}
 	}
 	if (flush)

@@ -82,8 +82,9 @@ static inline void compat_fence_drop(struct kvm *kvm, const struct plan *plan)
 }
 
 /*
- * Zap a range by the TDP MMU.  @slot names the address space only, as long as
- * no rmaps are in use.  Returns whether TLBs must be flushed.
+ * Zap a range by the TDP MMU without letting go of mmu_lock.  @slot names the
+ * address space only, as long as no rmaps are in use.  Returns whether TLBs
+ * must be flushed.
  */
 static inline bool compat_unmap(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t start,
 				gfn_t end)
@@ -92,7 +93,7 @@ static inline bool compat_unmap(struct kvm *kvm, struct kvm_memory_slot *slot, g
 		.slot = slot,
 		.start = start,
 		.end = end,
-		.may_block = true,
+		.may_block = false,
 	};
 
 	return internal(kvm_unmap_gfn_range)(kvm, &range);
