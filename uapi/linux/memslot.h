@@ -39,7 +39,8 @@
 /**
  * enum memslot_reason - what exactly was wrong; refines the errno
  * @MEMSLOT_REASON_NONE: nothing was, or the errno says it all
- * @MEMSLOT_REASON_ARGUMENT: EINVAL: entry_size, or a reserved field
+ * @MEMSLOT_REASON_ARGUMENT: EINVAL: entry_size is too small, or a reserved
+ *	field is not zero; E2BIG: entry_size is above the page size
  * @MEMSLOT_REASON_UNREADABLE: EFAULT: the entry cannot be read
  * @MEMSLOT_REASON_ENTRY_TOO_NEW: E2BIG: the entry has a tail that is not zero
  * @MEMSLOT_REASON_TOO_MANY: E2BIG: more entries than memslot_info.max_entries
@@ -226,8 +227,8 @@ struct memslot_entry {
  *	MEMSLOT_NO_ENTRY
  * @reason: out: enum memslot_reason
  *
- * Appends entries to the batch: all of them, or none.  What can be judged
- * without the VM's layout is judged here.
+ * Appends entries to the batch: all of them, or none.  Each is judged by itself
+ * here, and together with the others and the VM's layout by MEMSLOT_IOC_COMMIT.
  *
  * Errors: ENOTCONN (not bound), EIO (VM of another process, or dead), EFAULT,
  * E2BIG (too many, or entries with unknown content), EINVAL, EOPNOTSUPP (an
@@ -263,7 +264,8 @@ struct memslot_stage {
  * @park_cause: out: enum memslot_park_cause
  * @created: out: slots that did not exist
  * @deleted: out: slots that are gone
- * @replaced: out: slots with another size, host address or READONLY
+ * @replaced: out: slots with another size, host address or READONLY, or that
+ *	are moved and have dirty logging switched at once
  * @moved: out: slots with only another guest address
  * @reflagged: out: slots with only dirty logging switched
  * @grace_periods: out: SRCU grace periods waited for: 1, or 0 if nothing changed
@@ -273,7 +275,8 @@ struct memslot_stage {
  * @pages_added: out: pages whose gfn had no slot before
  * @ns_fenced: out: nanoseconds that page faults in range could not complete
  * @generation: out: KVM's generation per address space, after the commit (or
- *	as it is, on failure and with TEST_ONLY)
+ *	as it is, on failure and with TEST_ONLY); 0 where an error was found
+ *	before the VM's layout was looked at
  *
  * Applies staged and inline entries as one change: every lookup of guest
  * memory finds the old layout or the new one.  On success the batch is empty;
