@@ -33,6 +33,7 @@ struct commit {
 	struct memslot_commit *reply;
 
 	struct park *park;
+	u32 parked_for; /* enum memslot_park_cause; the layout may differ by now */
 	struct plan plan;
 	struct plan_error error;
 	/* Per change, NULL where there is none; the new ones are ours until step 6. */
@@ -196,14 +197,18 @@ static void update_inactive(struct commit *c)
 {
 	u32 i, as;
 
-	for (i = 0; i < c->plan.changes; i++)
+	for (i = 0; i < c->plan.changes; i++) {
 		if (c->old_slots[i])
 			layout_take_out(layout_inactive(c->kvm, c->old_slots[i]->as_id),
 					c->old_slots[i]);
-	for (i = 0; i < c->plan.changes; i++)
+		cond_resched();
+	}
+	for (i = 0; i < c->plan.changes; i++) {
 		if (c->new_slots[i])
 			layout_put_in(layout_inactive(c->kvm, c->new_slots[i]->as_id),
 				      c->new_slots[i]);
+		cond_resched();
+	}
 	for (as = 0; as < compat_address_spaces(c->kvm); as++)
 		layout_forget_last_used(layout_inactive(c->kvm, as));
 }
@@ -354,6 +359,7 @@ static void finish(struct commit *c)
 
 		if (kind == PLAN_CREATE || kind == PLAN_REPLACE)
 			account(c, NULL, c->new_slots[i], KVM_MR_CREATE);
+		cond_resched();
 	}
 
 	for (i = 0; i < c->plan.changes; i++) {
@@ -377,6 +383,7 @@ static void finish(struct commit *c)
 		}
 		dirty_free(old);
 		kfree(old);
+		cond_resched();
 	}
 }
 
@@ -398,8 +405,8 @@ static void report_plan(struct commit *c, u32 park_cause)
 	reply->pages_added = plan->pages_added;
 	if (all_nothing(plan))
 		return;
-	reply->park_cause = park_cause;
-	reply->strategy = park_cause ? MEMSLOT_STRATEGY_PARK : MEMSLOT_STRATEGY_FENCE;
+	reply->park_cause = park_cause ?: c->parked_for;
+	reply->strategy = reply->park_cause ? MEMSLOT_STRATEGY_PARK : MEMSLOT_STRATEGY_FENCE;
 }
 
 static void report_generations(struct commit *c)
@@ -472,7 +479,9 @@ static int attempt(struct commit *c)
 		report_plan(c, MEMSLOT_PARK_NOT);
 		goto out;
 	}
-	if (may_need_parking && park_cause(c)) {
+	cause = park_cause(c);
+	if (may_need_parking && cause) {
+		c->parked_for = cause;
 		err = NEEDS_PARKING;
 		goto out;
 	}
@@ -488,6 +497,7 @@ static int attempt(struct commit *c)
 		/* The first nested root came in between. */
 		mutex_unlock(&c->kvm->slots_arch_lock);
 		unwind(c);
+		c->parked_for = cause;
 		err = NEEDS_PARKING;
 		goto out;
 	}
@@ -499,12 +509,20 @@ out:
 	return err;
 }
 
+static int lock_slots(struct commit *c)
+{
+	if (c->park)
+		return park_lock_slots(c->park, &c->error.reason);
+	return mutex_lock_killable(&c->kvm->slots_lock);
+}
+
 static int attempt_locked(struct commit *c)
 {
 	int err;
 
-	if (mutex_lock_killable(&c->kvm->slots_lock))
-		return -EINTR;
+	err = lock_slots(c);
+	if (err)
+		return err;
 	err = attempt(c);
 	report_generations(c);
 	mutex_unlock(&c->kvm->slots_lock);
@@ -529,13 +547,14 @@ static int attempt_parked(struct commit *c)
  * @kvm: the VM; the caller may change it
  * @entries: the batch; each passed plan_check_entry()
  * @nr_entries: number of @entries
+ * @settled: what gate_refusal() remembers of the VM
  * @reply: flags in; everything that is out must be zero, and is filled in
  *
  * Return: 0, or a negative errno as described for MEMSLOT_IOC_COMMIT; then
  * nothing has changed.
  */
 int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
-		 struct memslot_commit *reply)
+		 bool *settled, struct memslot_commit *reply)
 {
 	struct commit c = {
 		.kvm = kvm,
@@ -548,7 +567,7 @@ int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_en
 	int err;
 
 	trace_memslot_commit_start(kvm, nr_entries, reply->flags);
-	err = gate_refusal(kvm, &c.error.reason);
+	err = gate_refusal(kvm, settled, &c.error.reason);
 	if (!err)
 		err = attempt_locked(&c);
 	if (err == NEEDS_PARKING)

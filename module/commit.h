@@ -6,6 +6,6 @@
 #include <linux/memslot.h>
 
 int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
-		 struct memslot_commit *reply);
+		 bool *settled, struct memslot_commit *reply);
 
 #endif /* MEMSLOT_COMMIT_H */

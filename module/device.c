@@ -20,6 +20,7 @@
 struct memslot_file {
 	struct mutex lock; /* taken before all else; protects everything here */
 	struct kvm *kvm; /* set once, with a reference; NULL until bound */
+	bool settled; /* for gate_refusal() */
 	struct batch batch;
 };
 
@@ -84,7 +85,7 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, u32 *reason)
 	err = check_owner(kvm, reason);
 	if (err)
 		return err;
-	err = gate_refusal(kvm, reason);
+	err = gate_refusal(kvm, &file->settled, reason);
 	if (err)
 		return err;
 	/* Of the VM, not of its file: closing that must still release it. */
@@ -176,7 +177,7 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 		arg->reason = error.reason;
 		return err;
 	}
-	err = commit_apply(file->kvm, file->batch.entry, file->batch.count, arg);
+	err = commit_apply(file->kvm, file->batch.entry, file->batch.count, &file->settled, arg);
 	if (!err && !(arg->flags & MEMSLOT_COMMIT_TEST_ONLY))
 		staged = 0;
 	batch_truncate(&file->batch, staged);

@@ -36,21 +36,29 @@ void gate_rules(struct kvm *kvm, struct plan_rules *rules)
 /**
  * gate_refusal - is this a VM that the module does not change?
  * @kvm: the VM
+ * @settled: in and out, false at first: the VM is known to stay unprotected
  * @reason: out, on error: enum memslot_reason
  *
- * Takes kvm->lock; so not to be called with slots_lock.
+ * Until the VM is settled this takes kvm->lock, so it is not to be called with
+ * slots_lock.
  *
  * Return: 0, -EIO for a dead VM, or -EOPNOTSUPP.
  */
-int gate_refusal(struct kvm *kvm, u32 *reason)
+int gate_refusal(struct kvm *kvm, bool *settled, u32 *reason)
 {
+	bool has_vcpus = atomic_read(&kvm->online_vcpus);
+
 	if (kvm->vm_dead || kvm->vm_bugged) {
 		*reason = MEMSLOT_REASON_DEAD;
 		return -EIO;
 	}
-	if (compat_is_protected(kvm)) {
-		*reason = MEMSLOT_REASON_VM_TYPE;
-		return -EOPNOTSUPP;
+	if (!*settled) {
+		if (compat_is_protected(kvm)) {
+			*reason = MEMSLOT_REASON_VM_TYPE;
+			return -EOPNOTSUPP;
+		}
+		/* A VM that has vCPUs can no longer become an encrypted one. */
+		*settled = has_vcpus;
 	}
 	/* Trackers change counts per slot under locks that a park does not hold. */
 	if (compat_page_tracked(kvm)) {
@@ -90,6 +98,10 @@ u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 	 * A vCPU about to allocate its first nested root has seen that the
 	 * root's gfn has a slot, waits for slots_arch_lock, and then looks the
 	 * slot up again without a check for NULL.  It must still find one.
+	 *
+	 * A window stays that KVM has as well when it deletes or reflags a slot:
+	 * that first root makes rmaps for the new slots only, and an MMU notifier
+	 * that tests for young pages may still hold an old slot, without any.
 	 */
 	if (plan->uncovers && compat_can_nest())
 		return MEMSLOT_PARK_UNCOVERS;

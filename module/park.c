@@ -43,7 +43,6 @@ struct notice {
 	struct callback_head work;
 	struct kref refs; /* of the parking thread, and of the queue it is in */
 	struct park *park;
-	struct kvm_vcpu *vcpu; /* valid while !park->over */
 	struct task_struct *task;
 	struct notice *previous; /* of the same vCPU; a list to free */
 	enum notice_state state; /* under park->lock */
@@ -52,8 +51,9 @@ struct notice {
 struct park {
 	struct kref refs; /* of the parking thread, and of each notice */
 	struct kvm *kvm;
+	unsigned long deadline; /* jiffies */
 	spinlock_t lock; /* protects over, changes and notice.state */
-	bool over; /* once set, nobody may look at vCPUs any more */
+	bool over; /* nobody is to be held back any more */
 	unsigned int changes; /* counts what notices report */
 	wait_queue_head_t change; /* the parking thread waits here */
 	wait_queue_head_t release; /* the threads wait here */
@@ -102,12 +102,12 @@ static void notice_run(struct callback_head *work)
 	if (!park->over) {
 		/*
 		 * Task work also runs on the way into the guest, with the very
-		 * mutex held that the parking thread waits for: never wait
-		 * there.  KVM_RUN is about to return, for TIF_NOTIFY_SIGNAL is
-		 * set after the work was queued.
+		 * mutex held that the parking thread waits for, or that of
+		 * another vCPU of this thread: never wait there.  KVM_RUN is
+		 * about to return, for TIF_NOTIFY_SIGNAL is set after the work
+		 * was queued.
 		 */
-		hold = !compat_mutex_is_mine(&notice->vcpu->mutex) &&
-		       !(current->flags & PF_EXITING);
+		hold = !(current->flags & PF_EXITING) && !internal(kvm_get_running_vcpu)();
 		notice->state = hold ? NOTICE_HOLDING : NOTICE_BOUNCED;
 		park->changes++;
 		wake_up(&park->change);
@@ -157,7 +157,6 @@ static int notify(struct park *park, int i, struct task_struct *task)
 	kref_get(&notice->refs);
 	kref_get(&park->refs);
 	notice->park = park;
-	notice->vcpu = park->vcpu[i].vcpu;
 	notice->task = task;
 	notice->previous = park->vcpu[i].notice;
 	park->vcpu[i].notice = notice;
@@ -236,15 +235,13 @@ static int try_all(struct park *park)
 
 static int wait_for_all(struct park *park, u32 *reason)
 {
-	unsigned long deadline = jiffies + msecs_to_jiffies(PARK_TIMEOUT_MS);
-
 	for (;;) {
 		unsigned int seen = READ_ONCE(park->changes);
 		int missing = try_all(park);
 
 		if (missing <= 0)
 			return missing;
-		if (time_after(jiffies, deadline)) {
+		if (time_after(jiffies, park->deadline)) {
 			*reason = MEMSLOT_REASON_PARK_TIMEOUT;
 			return -EBUSY;
 		}
@@ -265,6 +262,7 @@ static struct park *park_alloc(struct kvm *kvm)
 		return NULL;
 	kref_init(&park->refs);
 	park->kvm = kvm;
+	park->deadline = jiffies + msecs_to_jiffies(PARK_TIMEOUT_MS);
 	spin_lock_init(&park->lock);
 	init_waitqueue_head(&park->change);
 	init_waitqueue_head(&park->release);
@@ -312,6 +310,31 @@ struct park *park_begin(struct kvm *kvm, u32 *reason)
 }
 
 /**
+ * park_lock_slots - take slots_lock, within the time that a park may last
+ * @park: what park_begin() returned
+ * @reason: out, on error: enum memslot_reason
+ *
+ * Its holder may sleep for long: in a page fault that userfaultfd serves, or in
+ * a commit that waits for a reader who does.  vCPUs must not stand still for
+ * that.
+ *
+ * Return: 0, -EBUSY or -EINTR.
+ */
+int park_lock_slots(struct park *park, u32 *reason)
+{
+	while (!mutex_trylock(&park->kvm->slots_lock)) {
+		if (time_after(jiffies, park->deadline)) {
+			*reason = MEMSLOT_REASON_LOCKED;
+			return -EBUSY;
+		}
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		schedule_timeout_killable(1);
+	}
+	return 0;
+}
+
+/**
  * park_end - let all vCPUs run
  * @park: what park_begin() returned
  */
@@ -323,7 +346,6 @@ void park_end(struct park *park)
 		if (park->vcpu[i].held)
 			mutex_unlock(&park->vcpu[i].vcpu->mutex);
 
-	/* From here no notice looks at a vCPU, so kvm->lock may go. */
 	spin_lock(&park->lock);
 	WRITE_ONCE(park->over, true);
 	spin_unlock(&park->lock);

@@ -11,6 +11,7 @@
 struct park;
 
 struct park *park_begin(struct kvm *kvm, u32 *reason);
+int park_lock_slots(struct park *park, u32 *reason);
 void park_end(struct park *park);
 void park_drain(void);
 

@@ -11,13 +11,24 @@
 #include <linux/mutex.h>
 #include <linux/sched/task.h>
 
+#include <asm/ibt.h>
+
 #include "../kvm_internals.h"
 #include "../plan.h"
 
-/* The first instruction: a probe on a function may sit behind its ENDBR. */
+/*
+ * The true entry of a probed function: with indirect-branch tracking the probe
+ * sits behind the ENDBR that a function begins with.
+ */
 static inline unsigned long compat_kprobe_entry(const struct kprobe *probe)
 {
-	return (unsigned long)probe->addr;
+	unsigned long address = (unsigned long)probe->addr;
+
+#ifdef CONFIG_X86_KERNEL_IBT
+	if (is_endbr(*(u32 *)(address - ENDBR_INSN_SIZE)))
+		address -= ENDBR_INSN_SIZE;
+#endif
+	return address;
 }
 
 static inline u32 compat_address_spaces(struct kvm *kvm)
@@ -133,19 +144,14 @@ static inline struct task_struct *compat_mutex_owner(struct mutex *lock)
 	return owner;
 }
 
-static inline bool compat_mutex_is_mine(struct mutex *lock)
-{
-	return (atomic_long_read(&lock->owner) & ~0x7L) == (long)current;
-}
-
 /*
- * Tell lockdep that @lock, just taken, is one of many under @outer: it keeps
- * count of those instead of giving each one of its 48 places.
+ * Tell lockdep that @lock, just taken by trylock, is one of many under @outer:
+ * it keeps count of those instead of giving each one of its 48 places.
  */
 static inline void compat_mutex_nest(struct mutex *lock, struct mutex *outer)
 {
-	mutex_release(&lock->dep_map, _THIS_IP_);
-	mutex_acquire_nest(&lock->dep_map, 0, 0, &outer->dep_map, _THIS_IP_);
+	lock_release(&lock->dep_map, _THIS_IP_);
+	lock_acquire(&lock->dep_map, 0, 1, 0, 1, &outer->dep_map, _THIS_IP_);
 }
 
 #endif /* MEMSLOT_COMPAT_H */

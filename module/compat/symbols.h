@@ -23,6 +23,7 @@
 	f(kvm_mmu_invalidate_begin)		\
 	f(kvm_mmu_invalidate_end)		\
 	f(file_is_kvm)				\
+	f(kvm_get_running_vcpu)			\
 	f(task_work_add)			\
 	f(task_work_cancel_match)
 

@@ -72,8 +72,8 @@
  *	VM's pages
  * @MEMSLOT_REASON_MEMORY: ENOMEM: out of memory for this entry
  * @MEMSLOT_REASON_PARK_TIMEOUT: EBUSY: a vCPU did not leave KVM_RUN in time
- * @MEMSLOT_REASON_LOCKED: EBUSY: somebody holds the VM's lock and waits for a
- *	vCPU that is being parked
+ * @MEMSLOT_REASON_LOCKED: EBUSY: somebody else's change of the VM's slots, or
+ *	reading of its dirty log, did not end in the time that vCPUs may be parked
  */
 enum memslot_reason {
 	MEMSLOT_REASON_NONE = 0,
