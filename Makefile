@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0
+# What people type.  The module's own build is in module/Kbuild.
+
+include versions.mk
+
+KERNEL ?= $(KERNEL_MIN)
+PYTEST_ARGS ?=
+PYTHON := /usr/bin/python3
+BUILD := $(CURDIR)/build
+
+export BUILD
+
+# Where Debian's kernel $(KERNEL) is in the cache: its release, its headers.
+find_kernel = set -e; kernel=$$(tests/vm/kernels.py kernel $(KERNEL)); \
+	release=$${kernel%% *}; headers=$${kernel\#* }
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS):"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+.PHONY: setup
+setup: ## install the Debian packages that the rest needs (as root)
+	@tests/vm/setup
+
+# Kbuild writes beside the sources, so it gets a directory of links to them;
+# ../uapi is there as it is beside module/.
+.PHONY: module
+module: setup ## build the kernel module for KERNEL
+	@$(find_kernel); out=$(BUILD)/module/$$release; mkdir -p $$out; \
+	(cd module && find . -type f \( -name '*.[chS]' -o -name Kbuild \) -printf '%P\n') | \
+	while read -r file; do \
+		mkdir -p "$$out/$$(dirname "$$file")"; \
+		ln -sfn "$(CURDIR)/module/$$file" "$$out/$$file"; \
+	done; \
+	find $$out -xtype l -delete; \
+	ln -sfn $(CURDIR)/uapi $(BUILD)/module/uapi; \
+	$(MAKE) --no-print-directory -C $$headers M=$$out W=1 modules
+
+.PHONY: include
+include: $(BUILD)/include/linux/memslot.h ## stage the interface header in build/include
+
+$(BUILD)/include/linux/memslot.h: uapi/linux/memslot.h
+	@install -D -m 644 $< $@
+
+.PHONY: tools
+tools: setup include ## build memslot-run
+	@$(MAKE) --no-print-directory -C tools/memslot-run
+
+.PHONY: guests
+guests: setup include ## build the guests that the tests run
+	@$(MAKE) --no-print-directory -C tests/guests
+
+.PHONY: kselftest
+kselftest: setup include ## build the kernel selftests
+	@set -e; source=$$(tests/vm/kernels.py source $(KERNEL_MIN)); \
+	$(MAKE) --no-print-directory -C tests/kselftest LINUX_SOURCE=$$source
+
+.PHONY: vm
+vm: module tools guests kselftest ## open a shell in a test VM with the module loaded
+	@tests/vm/run --kernel $(KERNEL) --module --shell
+
+.PHONY: demo
+demo: module tools guests ## show what the module does, in a test VM
+	@$(PYTHON) bench/demo.py
+
+.PHONY: test
+test: module tools guests kselftest ## build everything and run the tests
+	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest --kernel $(KERNEL) $(PYTEST_ARGS) tests
+
+# The files of a kind: tracked, or new and not ignored.
+sources = git ls-files --cached --others --exclude-standard -- $(1)
+
+.PHONY: check
+check: setup ## check style and types; the tests check more
+	@set -e; source=$$(tests/vm/kernels.py source $(KERNEL_MIN)); \
+	$$source/scripts/checkpatch.pl --no-tree --root=$$source --strict --terse --show-types \
+		--quiet --no-summary --file $$($(call sources,'module/*.[ch]' 'uapi/*.h' tests/vm/agent.c))
+	@clang-format --dry-run -Werror $$($(call sources,'*.cpp' '*.hpp'))
+	@shellcheck $$($(call sources,) | xargs grep -lE '^#!/bin/(ba)?sh')
+	@MYPYPATH=tests/vm mypy --strict --cache-dir $(BUILD)/mypy tests/vm/run $$($(call sources,'*.py'))
+	@codespell -L filp,fro $$($(call sources,))
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BUILD)
+	find . -name .cache -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## remove what was downloaded, too
+	rm -rf .cache

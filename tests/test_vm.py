@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of the test VM itself: its results must be right before those of any other test mean anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kernels
+import pytest
+import runner
+from runner import VM, Outcome, Result
+
+RUN = Path(__file__).resolve().parent / "vm" / "run"
+
+
+@pytest.fixture(scope="module")
+def own_vm() -> Iterator[VM]:
+    """A VM that may be lost, without KVM."""
+    with VM(memory=1024, answer_timeout=5) as machine:
+        yield machine
+
+
+def shell(vm: VM, script: str, timeout: float = 60, **options: object) -> Result:
+    return vm.run("/bin/sh", "-c", script, timeout=timeout, **options)  # type: ignore[arg-type]
+
+
+def cli(*arguments: str, cwd: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(RUN), *arguments], cwd=cwd, timeout=timeout, capture_output=True, text=True)
+
+
+def test_supported_kernels_are_known() -> None:
+    lines = (kernels.PROJECT / "versions.mk").read_text().splitlines()
+    versions = [line.split(" := ")[1] for line in lines if line.startswith("KERNEL_M")]
+    assert versions and set(versions) <= set(kernels.KERNELS)
+
+
+# Results
+
+
+def test_ok(own_vm: VM) -> None:
+    result = shell(own_vm, "echo out; echo err >&2")
+    assert (result.outcome, result.status) == (Outcome.OK, 0)
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    assert result.complaints == []
+
+
+@pytest.mark.parametrize("status", [1, 42, 124, 125, 126, 127, 255])
+def test_exit_status(own_vm: VM, status: int) -> None:
+    result = shell(own_vm, f"exit {status}")
+    assert (result.outcome, result.status) == (Outcome.FAILED, status)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGRTMIN + 3])
+def test_killed_by_signal(own_vm: VM, number: int) -> None:
+    result = shell(own_vm, f"kill -{number} $$")
+    assert (result.outcome, result.status) == (Outcome.FAILED, 128 + number)
+    assert f"killed by signal {number} " in result.reason
+
+
+def test_cannot_be_started(own_vm: VM) -> None:
+    result = own_vm.run("no-such-command")
+    assert (result.outcome, result.status) == (Outcome.FAILED, 127)
+    assert "No such file" in result.reason
+    result = own_vm.run("true", cwd="/no/such/directory")
+    assert (result.outcome, result.status) == (Outcome.FAILED, 127)
+    assert "/no/such/directory" in result.reason
+
+
+def test_output_is_streamed(own_vm: VM) -> None:
+    seen: list[tuple[float, bytes]] = []
+    result = shell(
+        own_vm, "echo first; sleep 2; echo second", on_stdout=lambda data: seen.append((time.monotonic(), data))
+    )
+    assert result.stdout == "first\nsecond\n"
+    assert [data for _, data in seen] == [b"first\n", b"second\n"]
+    assert seen[1][0] - seen[0][0] > 1
+
+
+def test_much_input_and_output(own_vm: VM) -> None:
+    data = os.urandom(1 << 20).hex().encode()
+    result = own_vm.run("tee", "/dev/stderr", stdin=data)
+    assert result.outcome is Outcome.OK
+    assert result.stdout.encode() == data
+    assert result.stderr.encode() == data
+
+
+def test_input_that_nobody_reads(own_vm: VM) -> None:
+    assert own_vm.run("true", stdin=bytes(1 << 20)).outcome is Outcome.OK
+    assert shell(own_vm, "cat", stdin=b"next").stdout == "next"
+
+
+def test_timeout(own_vm: VM) -> None:
+    result = shell(own_vm, "echo before; trap '' TERM INT; sleep 100", timeout=2)
+    assert (result.outcome, result.status) == (Outcome.TIMED_OUT, None)
+    assert result.stdout == "before\n"
+    assert 2 <= result.seconds < 20
+    boots = own_vm.boots
+    assert own_vm.run("true").outcome is Outcome.OK
+    assert own_vm.boots == boots
+
+
+def test_nothing_outlives_its_command(own_vm: VM) -> None:
+    result = shell(own_vm, "setsid sleep 1234 & echo started")
+    assert result.stdout == "started\n"
+    assert result.seconds < 20
+    assert own_vm.run("pgrep", "-x", "sleep").status == 1
+
+
+def test_output_is_not_that_of_another_command(own_vm: VM) -> None:
+    shell(own_vm, "setsid sh -c 'while :; do echo leak; done' & exit 0")
+    result = own_vm.run("echo", "mine")
+    assert (result.stdout, result.stderr) == ("mine\n", "")
+
+
+def test_environment(own_vm: VM) -> None:
+    os.environ["MEMSLOT_TEST_LEAK"] = "1"
+    try:
+        lines = own_vm.run("env", env={"WANTED": "a b"}, cwd="/usr").stdout.splitlines()
+    finally:
+        del os.environ["MEMSLOT_TEST_LEAK"]
+    assert "WANTED=a b" in lines
+    assert not [line for line in lines if line.startswith("MEMSLOT_TEST_LEAK")]
+
+
+def test_what_cannot_be_killed() -> None:
+    script = """
+        set -e
+        modprobe -a loop ext4
+        truncate -s 16M /tmp/image
+        mkfs.ext4 -q /tmp/image
+        mkdir /tmp/mounted
+        mount -o loop /tmp/image /tmp/mounted
+        fsfreeze --freeze /tmp/mounted
+        touch /tmp/mounted/file
+    """
+    with VM() as machine:
+        result = shell(machine, script, timeout=10)
+        assert (result.outcome, result.reason) == (Outcome.TIMED_OUT, "timed out, and it cannot be killed")
+        assert any("task:touch" in line and "state:D" in line for line in result.kernel_log), result.report()
+        assert machine.run("true").outcome is Outcome.OK
+        assert machine.boots == 2
+
+
+# What the VM is
+
+
+def test_host_files_are_there_and_safe(own_vm: VM, tmp_path_factory: pytest.TempPathFactory) -> None:
+    this = Path(__file__).resolve()
+    assert own_vm.run("cat", this).stdout == this.read_text()
+    victim = kernels.CACHE / "vm-must-not-write-this"
+    assert shell(own_vm, f"echo x > {victim} && cat {victim}").stdout == "x\n"
+    assert not victim.exists()
+    assert own_vm.run("cat", victim).stdout == "x\n"
+
+
+def test_own_directories(own_vm: VM) -> None:
+    script = """
+        set -e
+        for directory in /tmp /run /dev/shm; do echo x > $directory/file; rm $directory/file; done
+        test -d /sys/kernel/debug/tracing -a -e /dev/ptmx -a -e /dev/fd/0 -a -d "/lib/modules/$(uname -r)"
+        uname -r
+    """
+    result = shell(own_vm, script)
+    assert result.outcome is Outcome.OK, result.report()
+    assert result.stdout.strip() == own_vm.kernel.release
+
+
+def test_module_is_loaded(run_in_vm: Callable[..., Result]) -> None:
+    script = "set -e; grep -q '^memslot ' /proc/modules; test -c /dev/kvm; test -c /dev/memslot"
+    run_in_vm("/bin/sh", "-c", script)
+
+
+# The kernel's log, and its death
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "WARNING: CPU: 0 PID: 1 at virt/kvm/kvm_main.c:1 f+0x1/0x2",
+        "WARNING: possible circular locking dependency detected",
+        "WARNING: suspicious RCU usage",
+        "BUG: KASAN: use-after-free in f+0x1/0x2",
+        "BUG: sleeping function called from invalid context at mm/slab.h:1",
+        "general protection fault, maybe for address 0x1: 0000 [#1] PREEMPT SMP",
+        "kernel BUG at arch/x86/kvm/mmu/tdp_mmu.c:1!",
+        "INFO: task vcpu:1 blocked for more than 120 seconds.",
+        "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+        "rcu: INFO: rcu_preempt self-detected stall on CPU",
+        "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+        "unreferenced object 0xffff888003a5d600 (size 64):",
+    ],
+)
+def test_complaint_is_found(own_vm: VM, line: str) -> None:
+    result = own_vm.run("tee", "/dev/kmsg", stdin=line.encode())
+    assert [complaint.split("] ", 1)[1] for complaint in result.complaints] == [line]
+    assert own_vm.complaints[-1:] == result.complaints
+    assert own_vm.run("true").complaints == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["kvm: Nested Virtualization enabled", "traps: a.out[9] general protection fault ip:1 sp:2 error:0 in a.out"],
+)
+def test_harmless_line_is_no_complaint(own_vm: VM, line: str) -> None:
+    result = own_vm.run("tee", "/dev/kmsg", stdin=line.encode())
+    assert result.complaints == []
+    assert [logged for logged in result.kernel_log if line in logged]
+
+
+def test_overrun_of_the_log_is_a_complaint(own_vm: VM) -> None:
+    line = "<7>" + "x" * 900  # one write is one record
+    result = shell(own_vm, f"yes '{line}' | dd bs={len(line) + 1} iflag=fullblock count=6000 of=/dev/kmsg")
+    assert [complaint for complaint in result.complaints if "overran" in complaint], result.report()
+
+
+def test_lost_vm(own_vm: VM) -> None:
+    boots = own_vm.boots
+    result = shell(own_vm, "echo before; echo c > /proc/sysrq-trigger; sleep 60")
+    assert (result.outcome, result.status) == (Outcome.LOST, None)
+    assert "sysrq triggered crash" in result.console
+    assert result.complaints
+    # and it boots again
+    assert own_vm.run("true").outcome is Outcome.OK
+    assert own_vm.boots == boots + 1
+
+
+def test_powered_off_vm_is_lost(own_vm: VM) -> None:
+    assert shell(own_vm, "echo o > /proc/sysrq-trigger; sleep 60").outcome is Outcome.LOST
+
+
+def test_death_between_commands_is_not_missed(own_vm: VM) -> None:
+    own_vm.start()
+    assert own_vm._qemu
+    own_vm._qemu._monitor.sendall(b"nmi\n")  # the kernel panics
+    time.sleep(3)
+    result = own_vm.run("true")
+    assert result.outcome is Outcome.LOST
+    assert "Kernel panic" in result.console
+
+
+def test_hung_vm_says_where(own_vm: VM) -> None:
+    script = """
+        echo -1 > /proc/sys/kernel/sched_rt_runtime_us
+        for cpu in $(seq 0 $(($(nproc) - 1))); do taskset -c $cpu chrt -f 99 sh -c 'while :; do :; done' & done
+        wait
+    """
+    result = shell(own_vm, script, timeout=3)
+    assert (result.outcome, result.reason) == (Outcome.LOST, "the VM hung")
+    assert "Kernel panic - not syncing: NMI" in result.console
+
+
+def test_vm_that_does_not_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "INIT", runner.INIT.replace(" host /host", " no-such-tag /host"))
+    with VM() as machine, pytest.raises(runner.VMError, match=r"(?s)died while it booted.*no-such-tag /host failed"):
+        machine.start()
+
+
+def test_vm_without_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.VM, "module_path", Path("/no/such/memslot.ko"))
+    with VM(module=True) as machine, pytest.raises(runner.VMError, match="make module"):
+        machine.start()
+
+
+def test_qemu_dies_with_its_parent() -> None:
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import runner; vm = runner.VM(); vm.start();"
+        "print(vm._qemu._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code, str(RUN.parent)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline, f"QEMU {pid} lives on"
+        time.sleep(0.1)
+
+
+# The command
+
+
+def test_cli_passes_through() -> None:
+    done = cli("--kvm-amd", "npt=0", "--", "sh", "-c", "cat /sys/module/kvm_amd/parameters/npt; echo e >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "N\n", "e\n")
+
+
+def test_cli_timeout() -> None:
+    done = cli("--timeout", "1", "sleep", "100")
+    assert done.returncode == 124
+    assert "timed out" in done.stderr
+
+
+def test_cli_lost_vm() -> None:
+    done = cli("sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60")
+    assert done.returncode == 125
+    assert "sysrq triggered crash" in done.stderr
+
+
+def test_cli_complaint() -> None:
+    done = cli("sh", "-c", "echo 'WARNING: of a test' > /dev/kmsg")
+    assert done.returncode == 126
+    assert "WARNING: of a test" in done.stderr
+
+
+def test_cli_wrong_module_parameter() -> None:
+    done = cli("--kvm-amd", "npt=maybe", "true")
+    assert done.returncode == 123
+    assert "loading modules" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND is missing"),
+        (["--"], "COMMAND is missing"),
+        (["--kernel", "2.4", "true"], "invalid choice: '2.4'"),
+        (["--cpus", "0", "true"], "invalid positive value: '0'"),
+        (["--memory", "much", "true"], "invalid mebibytes value: 'much'"),
+        (["--memory", "16", "true"], "invalid mebibytes value: '16'"),
+        (["--timeout", "-1", "true"], "invalid seconds value: '-1'"),
+        (["--timeout", "nan", "true"], "invalid seconds value: 'nan'"),
+        (["--no-such-option", "true"], "unrecognized arguments: --no-such-option"),
+        (["--shell", "true"], "--shell takes no COMMAND"),
+        (["--shell"], "--shell needs a terminal"),
+    ],
+)
+def test_cli_wrong_usage(arguments: list[str], message: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_cli_shell() -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execl(RUN, str(RUN), "--shell")
+    output = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal output
+        deadline = time.monotonic() + 120
+        while text not in output:
+            assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], output
+            output += os.read(terminal, 4096)
+
+    try:
+        wait_for(b"[memslot-vm]")
+        # the terminal is in raw mode: Ctrl-C goes to the VM
+        os.write(terminal, b"sleep 1000\r")
+        time.sleep(1)
+        os.write(terminal, b"\x03")
+        os.write(terminal, b"tty; stty size; echo a$((40 + 2))z; exit 5\r")
+        wait_for(b"a42z")
+        assert b"/dev/pts/" in output
+        with contextlib.suppress(OSError):  # how a terminal says end of file
+            wait_for(b"never")
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 5
