@@ -25,7 +25,7 @@ BUILD = PROJECT / "build"
 BOOTS = PROJECT / "tests" / "qemu" / "boots.py"
 MEMSLOT_RUN = BUILD / "tools" / "memslot-run"
 CHURN = BUILD / "guests" / "churn"
-BENCH = BUILD / "guests" / "bench"
+BENCH = BUILD / "guests" / "slot_bench"
 VCPUS = (1, 2, 4, 8)
 MODES = {"one_by_one": "one-by-one", "batched": "batched"}
 

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+/**
+ * @file
+ * Counters that the launcher shares with the library in the VMM: memory of both, so that they
+ * survive a VMM that dies by a signal.
+ */
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace memslot_run {
+
+/** Where the library finds the counters: a path, in the environment. */
+inline constexpr const char *statistics_variable = "MEMSLOT_RUN_STATISTICS";
+
+/** What made a batch go out. */
+enum class moment : std::uint8_t {
+	/** the collecting thread entered KVM_RUN */
+	run,
+	/** it released its last mutex */
+	unlock,
+	/** it was about to block, write, start a thread or fork */
+	block,
+	/** somebody was about to change host memory under a collected region */
+	memory,
+	/** an ioctl needs the changes */
+	ioctl,
+	/** the time was up */
+	deadline,
+	/** the batch was full */
+	full,
+	/** the VM's last descriptor was about to be closed */
+	close,
+};
+
+/** Names of the moments, for the report. */
+inline constexpr std::array moment_names{"run",	  "unlock",   "block", "memory",
+					 "ioctl", "deadline", "full",  "close"};
+
+using counter = std::atomic<std::uint64_t>;
+
+static_assert(counter::is_always_lock_free);
+
+/** All counters; zeroes are a valid start. */
+struct statistics {
+	/** processes that loaded the library */
+	counter processes;
+	/** VMs bound to /dev/memslot */
+	counter vms;
+	/** VMs that could not be bound */
+	counter vms_passed;
+	/** calls of the VMM that were collected */
+	counter changes;
+	/** calls that went to KVM as they were */
+	counter passed;
+	/** batches applied */
+	counter commits;
+	/** entries of those batches */
+	counter entries;
+	/** of the commits: page faults in range waited */
+	counter fenced;
+	/** of the commits: vCPUs were parked */
+	counter parked;
+	/** batches that could not be committed and went to KVM call by call */
+	counter failed;
+	/** calls of those batches that KVM refused */
+	counter lost;
+	counter grace_periods;
+	counter ns_in_commits;
+	counter ns_longest_commit;
+	/** time in the test-only commit of each change */
+	counter ns_in_checks;
+	/** all batches, by what made them go out */
+	std::array<counter, moment_names.size()> moments;
+};
+
+/** Adds to a counter. */
+inline void count(counter &which, std::uint64_t how_many = 1) noexcept
+{
+	which.fetch_add(how_many, std::memory_order_relaxed);
+}
+
+/** Raises a counter to a value. */
+inline void raise_to(counter &which, std::uint64_t value) noexcept
+{
+	std::uint64_t seen = which.load(std::memory_order_relaxed);
+
+	while (seen < value &&
+	       !which.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+	}
+}
+
+} // namespace memslot_run

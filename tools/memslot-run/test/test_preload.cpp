@@ -1,0 +1,651 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The interposed functions and the session behind them, linked into this program instead of
+ * preloaded, with a fake in place of the kernel: which calls of a VMM commit, and which do not.
+ *
+ * What the test itself waits with must not commit: raw system calls only.
+ */
+#include "check.hpp"
+#include "fake_device.hpp"
+#include "raw_syscall.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <ctime>
+#include <fcntl.h>
+#include <functional>
+#include <linux/falloc.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <string>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
+#include <vector>
+
+using memslot_run::raw_syscall;
+using test::call;
+using test::holds;
+using test::same;
+using test::fake::event;
+
+namespace fake = test::fake;
+
+namespace {
+
+constexpr std::uint64_t page = 0x1000;
+
+void wait_ms(long milliseconds)
+{
+	const timespec time{milliseconds / 1000, milliseconds % 1000 * 1'000'000};
+
+	raw_syscall(SYS_nanosleep, memslot_run::arg(&time));
+}
+
+/** Waits for it at most two seconds. */
+bool soon(const std::function<bool()> &is)
+{
+	for (int i = 0; i < 2000; i++) {
+		if (is())
+			return true;
+		wait_ms(1);
+	}
+	return is();
+}
+
+/** A VM whose first pages are mapped by slot 0, and are host memory. */
+class guest {
+public:
+	guest()
+	    : memory_(mmap(nullptr, 64 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0))
+	{
+		fake::reset();
+		fd = ioctl(fake::kvm_fd, KVM_CREATE_VM, 0UL);
+		set(0, 0, 4);
+		commit();
+		commits_ = fake::count(event::COMMIT);
+	}
+
+	guest(const guest &) = delete;
+	guest &operator=(const guest &) = delete;
+
+	~guest()
+	{
+		if (fd >= 0)
+			close(fd);
+		munmap(memory_, 64 * page);
+	}
+
+	/** The host address of a guest page. */
+	[[nodiscard]] char *host(std::uint64_t gfn) const
+	{
+		return static_cast<char *>(memory_) + gfn * page;
+	}
+
+	int set(unsigned slot, std::uint64_t gfn, std::uint64_t pages,
+		std::uint32_t flags = 0) const
+	{
+		auto one = call(slot, gfn * page, pages * page,
+				reinterpret_cast<std::uintptr_t>(host(gfn)), flags);
+
+		return ioctl(fd, KVM_SET_USER_MEMORY_REGION, &one);
+	}
+
+	/** A change, which is collected. */
+	void change() const
+	{
+		same(set(1, 8, 1), 0, "create");
+	}
+
+	/** The slot of change() is gone, and KVM knows. */
+	void undo()
+	{
+		/* It may not be there */
+		set(1, 8, 0);
+		commit();
+		commits_ = fake::count(event::COMMIT);
+	}
+
+	/** A moment that commits. */
+	static void commit()
+	{
+		ioctl(fake::vcpu_fd, KVM_RUN, 0UL);
+	}
+
+	/** True if there was a commit since the last question. */
+	bool committed()
+	{
+		const unsigned now = fake::count(event::COMMIT);
+		const bool is = now != commits_;
+
+		commits_ = now;
+		return is;
+	}
+
+	/** True if the calling thread made the last commit. */
+	[[nodiscard]] static bool by_me()
+	{
+		const auto all = fake::events();
+		const auto last = std::find_if(all.rbegin(), all.rend(), [](const event &one) {
+			return one.what == event::COMMIT;
+		});
+
+		return last != all.rend() && last->by == raw_syscall(SYS_gettid);
+	}
+
+	int fd = -1;
+
+private:
+	void *memory_;
+	unsigned commits_ = 0;
+};
+
+/** Something that a thread does with changes pending, outside and inside a mutex. */
+struct act {
+	const char *name;
+	std::function<void(guest &)> what;
+	bool commits;
+	bool commits_locked;
+};
+
+void test_moments()
+{
+	static pthread_mutex_t other = PTHREAD_MUTEX_INITIALIZER;
+	static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
+	static pthread_rwlock_t rwlock = PTHREAD_RWLOCK_INITIALIZER;
+	static sem_t semaphore;
+	static int event_fd = eventfd(100, EFD_NONBLOCK);
+	static std::uint32_t word;
+	static char elsewhere[2 * page] __attribute__((aligned(4096)));
+	static int file = memfd_create("test", 0);
+
+	sem_init(&semaphore, 0, 100);
+
+	const std::vector<act> acts{
+		{"KVM_RUN", [](guest &) { ioctl(fake::vcpu_fd, KVM_RUN, 0UL); }, true, true},
+		{"another vCPU ioctl", [](guest &) { ioctl(fake::vcpu_fd, KVM_GET_MSRS, nullptr); },
+		 true, true},
+		{"KVM_IOEVENTFD", [](guest &g) { ioctl(g.fd, KVM_IOEVENTFD, nullptr); }, false,
+		 false},
+		{"KVM_IRQFD", [](guest &g) { ioctl(g.fd, KVM_IRQFD, nullptr); }, false, false},
+		{"coalesced MMIO",
+		 [](guest &g) { ioctl(g.fd, KVM_REGISTER_COALESCED_MMIO, nullptr); }, false, false},
+		{"KVM_CHECK_EXTENSION", [](guest &g) { ioctl(g.fd, KVM_CHECK_EXTENSION, 0UL); },
+		 false, false},
+		{"KVM_CREATE_VCPU", [](guest &g) { ioctl(g.fd, KVM_CREATE_VCPU, 0UL); }, true,
+		 true},
+		{"a request with its sign extended",
+		 [](guest &g) { ioctl(g.fd, static_cast<int>(KVM_GET_CLOCK), nullptr); }, false,
+		 false},
+		{"dirty log of the created slot",
+		 [](guest &g) {
+			 kvm_dirty_log log{};
+
+			 log.slot = 1;
+			 ioctl(g.fd, KVM_GET_DIRTY_LOG, &log);
+		 },
+		 true, true},
+		{"dirty log of another slot",
+		 [](guest &g) {
+			 kvm_dirty_log log{};
+
+			 ioctl(g.fd, KVM_GET_DIRTY_LOG, &log);
+		 },
+		 false, false},
+		{"clearing the created slot's dirty log",
+		 [](guest &g) {
+			 kvm_clear_dirty_log log{};
+
+			 log.slot = 1;
+			 ioctl(g.fd, KVM_CLEAR_DIRTY_LOG, &log);
+		 },
+		 true, true},
+		{"an ioctl of something else", [](guest &) { ioctl(event_fd, FIONREAD, &word); },
+		 false, false},
+
+		{"mutex",
+		 [](guest &) {
+			 pthread_mutex_lock(&other);
+			 pthread_mutex_unlock(&other);
+		 },
+		 true, false},
+		{"rwlock",
+		 [](guest &) {
+			 pthread_rwlock_rdlock(&rwlock);
+			 pthread_rwlock_unlock(&rwlock);
+		 },
+		 true, false},
+		{"pthread_cond_signal", [](guest &) { pthread_cond_signal(&condition); }, true,
+		 false},
+		{"pthread_kill", [](guest &) { pthread_kill(pthread_self(), 0); }, true, false},
+		{"futex wake", [](guest &) { syscall(SYS_futex, &word, FUTEX_WAKE, 1, 0, 0, 0); },
+		 true, false},
+		{"futex wait", [](guest &) { syscall(SYS_futex, &word, FUTEX_WAIT, 1, 0, 0, 0); },
+		 true, true},
+		{"pthread_cond_timedwait",
+		 [](guest &) {
+			 const timespec past{};
+
+			 pthread_mutex_lock(&other);
+			 pthread_cond_timedwait(&condition, &other, &past);
+			 pthread_mutex_unlock(&other);
+		 },
+		 true, true},
+		{"sem_post", [](guest &) { sem_post(&semaphore); }, true, true},
+		{"sem_wait", [](guest &) { sem_wait(&semaphore); }, true, true},
+		{"poll", [](guest &) { poll(nullptr, 0, 0); }, true, true},
+		{"read", [](guest &) { (void)!read(event_fd, elsewhere, 8); }, true, true},
+		{"write", [](guest &) { (void)!write(file, "x", 1); }, true, true},
+		{"nanosleep",
+		 [](guest &) {
+			 const timespec none{};
+
+			 nanosleep(&none, nullptr);
+		 },
+		 true, true},
+		{"pthread_create and pthread_join", [](guest &) { std::thread([] {}).join(); },
+		 true, true},
+		{"fork",
+		 [](guest &) {
+			 const pid_t child = fork();
+
+			 if (!child)
+				 _exit(0);
+			 waitpid(child, nullptr, 0);
+		 },
+		 true, true},
+
+		{"madvise below the created slot",
+		 [](guest &g) { madvise(g.host(8), page, MADV_DONTNEED); }, true, true},
+		{"advice that takes nothing away",
+		 [](guest &g) { madvise(g.host(8), page, MADV_WILLNEED); }, false, false},
+		{"madvise elsewhere", [](guest &) { madvise(elsewhere, page, MADV_DONTNEED); },
+		 false, false},
+		{"mprotect below it",
+		 [](guest &g) { mprotect(g.host(8), page, PROT_READ | PROT_WRITE); }, true, true},
+		{"mmap(MAP_FIXED) below it",
+		 [](guest &g) {
+			 mmap(g.host(8), page, PROT_READ | PROT_WRITE,
+			      MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		 },
+		 true, true},
+		{"mmap elsewhere",
+		 [](guest &) {
+			 munmap(mmap(nullptr, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+				page);
+		 },
+		 false, false},
+		{"a hole in a file",
+		 [](guest &) {
+			 fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, page);
+		 },
+		 true, true},
+		{"more of a file", [](guest &) { fallocate(file, 0, 0, page); }, false, false},
+		{"system call by number",
+		 [](guest &g) { syscall(SYS_madvise, g.host(8), page, MADV_DONTNEED); }, true,
+		 true},
+	};
+
+	for (const act &one : acts) {
+		static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+		const std::string name = one.name;
+		guest g;
+
+		/* Without a mutex the time is short: on a busy machine it may be up before the act
+		 */
+		bool here = false;
+
+		for (int i = 0; i < 20 && one.commits && !here; i++) {
+			g.undo();
+			g.change();
+			one.what(g);
+			here = g.committed() && guest::by_me();
+		}
+		same(here, one.commits, name);
+
+		g.undo();
+		pthread_mutex_lock(&big);
+		g.change();
+		one.what(g);
+		same(g.committed(), one.commits_locked, name + ", with a mutex held");
+		pthread_mutex_unlock(&big);
+		if (!one.commits_locked)
+			holds(g.committed(), name + ", then released");
+	}
+}
+
+/** A memory transaction as QEMU makes it, against vCPUs that look all the time. */
+void test_transactions()
+{
+	static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+	static pthread_mutex_t slots = PTHREAD_MUTEX_INITIALIZER;
+	constexpr unsigned threads = 4;
+	constexpr unsigned rounds = 600;
+	guest g;
+	std::atomic<int> failed = 0;
+
+	fake::watch_gpa = 0;
+	fake::watch_size = 4 * page;
+
+	const auto set = [&](unsigned slot, std::uint64_t gfn, std::uint64_t pages) {
+		pthread_mutex_lock(&slots);
+		failed += g.set(slot, gfn, pages) != 0;
+		pthread_mutex_unlock(&slots);
+	};
+	bool split = false;
+	const auto vcpu = [&] {
+		for (unsigned i = 0; i < rounds; i++) {
+			pthread_mutex_lock(&big);
+			/* In two, or together again; deletions first, as QEMU */
+			if (split)
+				set(2, 2, 0);
+			set(0, 0, 0);
+			set(0, 0, split ? 4 : 2);
+			if (!split)
+				set(2, 2, 2);
+			split = !split;
+			pthread_mutex_unlock(&big);
+			ioctl(fake::vcpu_fd, KVM_RUN, 0UL);
+		}
+	};
+	const unsigned before = fake::count(event::COMMIT);
+	std::vector<std::thread> vcpus;
+
+	for (unsigned i = 0; i < threads; i++)
+		vcpus.emplace_back(vcpu);
+	for (auto &one : vcpus)
+		one.join();
+
+	same(failed.load(), 0, "calls that failed");
+	holds(fake::covered(), "no layout had a hole");
+	same(fake::count(event::COMMIT) - before, threads * rounds, "one commit for each");
+	same(fake::count(event::SINGLE), 0U, "none by KVM itself");
+}
+
+void test_other_threads()
+{
+	static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+	guest g;
+	std::atomic<int> step = 0;
+
+	std::thread collector([&] {
+		pthread_mutex_lock(&big);
+		g.change();
+		step = 1;
+		while (step != 2)
+			wait_ms(1);
+		/* Another thread's: this one has none of its own */
+		const bool mine = g.committed();
+
+		pthread_mutex_unlock(&big);
+		holds(!mine, "another thread's KVM_RUN, poll and mutex are no moment");
+		holds(g.committed(), "the collecting thread's unlocking is");
+
+		g.undo();
+		pthread_mutex_lock(&big);
+		g.change();
+		step = 3;
+		while (step != 4)
+			wait_ms(1);
+		pthread_mutex_unlock(&big);
+	});
+
+	while (step != 1)
+		wait_ms(1);
+	static pthread_mutex_t other = PTHREAD_MUTEX_INITIALIZER;
+
+	pthread_mutex_lock(&other);
+	pthread_mutex_unlock(&other);
+	poll(nullptr, 0, 0);
+	ioctl(fake::vcpu_fd, KVM_RUN, 0UL);
+	step = 2;
+	while (step != 3)
+		wait_ms(1);
+	munmap(g.host(8), page);
+	holds(g.committed(), "any thread that unmaps a created slot's memory commits first");
+	step = 4;
+	collector.join();
+}
+
+void test_deadline()
+{
+	static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+	guest g;
+
+	g.change();
+	holds(soon([&] { return g.committed(); }), "nobody else commits: the time is up");
+
+	/* One batch gone, the next begun by another thread is none of this one's */
+	std::atomic<int> step = 0;
+	g.undo();
+	g.change();
+	holds(soon([&] { return g.committed(); }), "again");
+	g.undo();
+	std::thread other([&] {
+		pthread_mutex_lock(&big);
+		g.change();
+		step = 1;
+		while (step != 2)
+			wait_ms(1);
+		pthread_mutex_unlock(&big);
+	});
+	while (step != 1)
+		wait_ms(1);
+	poll(nullptr, 0, 0);
+	holds(!g.committed(), "a batch that is over leaves no mark");
+	step = 2;
+	other.join();
+}
+
+void test_errors()
+{
+	guest g;
+	auto overlap = call(5, 0, page, 0x10000000);
+
+	g.change();
+	errno = 0;
+	same(ioctl(g.fd, KVM_SET_USER_MEMORY_REGION, &overlap), -1, "overlap");
+	same(errno, EEXIST, "with KVM's errno");
+	guest::commit();
+	holds(g.committed(), "the rest was collected and went out");
+
+	g.undo();
+	fake::fail_commit = EBUSY;
+	g.change();
+	guest::commit();
+	holds(soon([] { return fake::count(event::SINGLE) != 0; }), "busy for good");
+	same(fake::count(event::SINGLE), 1U, "KVM got the call");
+	same(fake::layout().slots.size(), 2U, "nothing is lost");
+	fake::fail_commit = 0;
+
+	guest next;
+	static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+
+	pthread_mutex_lock(&big);
+	next.change();
+	errno = 1234;
+	pthread_mutex_unlock(&big);
+	same(errno, 1234, "a commit leaves errno alone");
+}
+
+void test_descriptors()
+{
+	guest g;
+	auto one = call(2, 0x20000, page, 0x10000000);
+	const int copy = dup(g.fd);
+
+	g.change();
+	same(ioctl(copy, KVM_SET_USER_MEMORY_REGION, &one), 0, "by a copy");
+	same(fake::count(event::SINGLE), 0U, "was collected");
+	guest::commit();
+	holds(g.committed(), "in one batch");
+
+	/* One that came by a way that nobody saw */
+	const auto hidden = static_cast<int>(raw_syscall(SYS_dup, g.fd));
+
+	one.memory_size = 0;
+	same(ioctl(hidden, KVM_SET_USER_MEMORY_REGION, &one), 0, "by a copy that was not seen");
+	same(fake::count(event::SINGLE), 0U, "was collected, too");
+	guest::commit();
+	g.committed();
+
+	const int own = fake::memslot_fd;
+
+	same(close(own), -1, "our descriptor is not the VMM's to close");
+	same(errno, EBADF, "and not there");
+	dup2(2, own);
+	g.undo();
+	g.change();
+	guest::commit();
+	holds(g.committed(), "dup2() over it did no harm");
+	close(own);
+
+	g.undo();
+	close(g.fd);
+	g.fd = hidden;
+	close(copy);
+	g.change();
+	guest::commit();
+	holds(g.committed(), "a VM lives as long as one descriptor");
+
+	g.undo();
+	g.change();
+	close_range(4, ~0U, 0);
+	g.fd = -1;
+	holds(g.committed(), "closing the last one commits");
+
+	/* What closes everything must not close what the next VM needs */
+	const int high = fcntl(1, F_DUPFD, 200);
+
+	close_range(3, 50, 0);
+	guest next;
+
+	same(fcntl(fake::memslot_fd, F_GETFD), FD_CLOEXEC, "ours is open");
+	close_range(static_cast<unsigned>(next.fd) + 1, ~0U, 0);
+	same(fcntl(high, F_GETFD), -1, "others were closed");
+	next.change();
+	guest::commit();
+	holds(next.committed(), "ours was not");
+	holds(fcntl(fake::memslot_fd, F_GETFD) >= 0, "ours is still open");
+}
+
+void test_fork()
+{
+	guest g;
+	const int own = fake::memslot_fd;
+	const pid_t child = fork();
+
+	if (!child) {
+		int wrong = 0;
+
+		wrong |= (fcntl(own, F_GETFD) != -1) << 0;
+		wrong |= (g.set(1, 8, 1) != -1 || errno != EIO) << 1;
+		poll(nullptr, 0, 0);
+		wrong |= (fake::count(event::COMMIT) != 1) << 2;
+
+		/* A VM of its own is one like any other */
+		guest mine;
+
+		mine.change();
+		guest::commit();
+		wrong |= !mine.committed() << 3;
+		_exit(wrong);
+	}
+
+	int status = 0;
+
+	waitpid(child, &status, 0);
+	same(status, 0, "the child has no part in the VM, but can have its own");
+	g.change();
+	guest::commit();
+	holds(g.committed(), "the parent goes on");
+
+	/* A vfork() child runs in our memory */
+	const pid_t sharing = vfork();
+
+	if (!sharing) {
+		close(g.fd);
+		close(own);
+		_exit(0);
+	}
+	waitpid(sharing, &status, 0);
+	g.undo();
+	g.change();
+	guest::commit();
+	holds(g.committed(), "what a vfork() child closes is its own");
+}
+
+void test_unbound()
+{
+	fake::reset();
+	fake::fail_bind = EOPNOTSUPP;
+
+	const int fd = ioctl(fake::kvm_fd, KVM_CREATE_VM, 0UL);
+	auto one = call(0, 0, page, 0x10000000);
+
+	same(ioctl(fd, KVM_SET_USER_MEMORY_REGION, &one), 0, "a VM that could not be bound");
+	same(fake::count(event::SINGLE), 1U, "KVM got the call");
+	same(fake::count(event::COMMIT), 0U, "the module did not");
+	close(fd);
+	errno = 0;
+	same(ioctl(fd, KVM_SET_USER_MEMORY_REGION, &one), 0, "no VM at all");
+	same(fake::count(event::SINGLE), 2U, "goes through");
+}
+
+void test_signal_handler()
+{
+	static int file = memfd_create("test", 0);
+	static std::atomic<int> handled;
+	static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
+	guest g;
+	std::atomic<bool> done = false;
+
+	/* As QEMU's: writes to an eventfd */
+	std::signal(SIGUSR1, [](int) {
+		(void)!write(file, "x", 1);
+		handled++;
+	});
+
+	std::thread vcpu([&] {
+		for (int i = 0; i < 20000; i++) {
+			pthread_mutex_lock(&big);
+			g.set(0, 0, 0);
+			g.set(0, 0, i % 2 ? 4 : 3);
+			pthread_mutex_unlock(&big);
+		}
+		done = true;
+	});
+
+	while (!done) {
+		pthread_kill(vcpu.native_handle(), SIGUSR1);
+		raw_syscall(SYS_sched_yield);
+	}
+	vcpu.join();
+	holds(handled > 10, "handlers ran");
+	same(fake::layout().slots.at({0, 0}).size, 4 * page, "and it came to the right end");
+}
+
+} // namespace
+
+int main()
+{
+	test_moments();
+	test_transactions();
+	test_other_threads();
+	test_deadline();
+	test_errors();
+	test_descriptors();
+	test_fork();
+	test_unbound();
+	test_signal_handler();
+	return test::report("test_preload");
+}

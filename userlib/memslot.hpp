@@ -1,0 +1,782 @@
+// SPDX-License-Identifier: MIT
+/**
+ * @file
+ * memslot.hpp - atomic batches of KVM memory-slot changes, for C++20.
+ *
+ * Header only; a thin, typed layer over <linux/memslot.h>, which documents the ioctls and every
+ * errno.  Typical use:
+ *
+ *	auto dev = memslot::device::open();
+ *	dev.bind(vm_fd);
+ *	memslot::batch batch;
+ *	batch.set({.slot = 3, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = hva})
+ *		.remove(4);
+ *	memslot::report report = dev.commit(batch);
+ *
+ * Each operation comes twice: NAME() throws memslot::error, try_NAME() is noexcept and returns a
+ * memslot::result.  Neither allocates memory unless it throws.
+ */
+#pragma once
+
+#include <linux/memslot.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <fcntl.h>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <sys/ioctl.h>
+#include <system_error>
+#include <unistd.h>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace memslot {
+
+/** Where the device is, unless somebody moved it. */
+inline constexpr const char *default_path = "/dev/memslot";
+
+/** What can fail. */
+enum class operation : std::uint8_t { open, info, bind, stage, commit, reset };
+
+/*
+ * The switches below have no default on purpose: an enumerator without words does not
+ * compile, whatever warnings the including program asks for.
+ */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wswitch"
+
+/**
+ * What a reason means and what to do about it, as a phrase without a full stop.
+ *
+ * @return never empty; a reason that only a newer module knows says so
+ */
+[[nodiscard]] constexpr std::string_view words(enum memslot_reason reason) noexcept
+{
+	switch (reason) {
+	case MEMSLOT_REASON_NONE:
+		return "see the errno";
+	case MEMSLOT_REASON_ARGUMENT:
+		return "entry_size or a reserved field is wrong; "
+		       "rebuild with this module's <linux/memslot.h>";
+	case MEMSLOT_REASON_UNREADABLE:
+		return "the entry lies in memory that cannot be read";
+	case MEMSLOT_REASON_ENTRY_TOO_NEW:
+		return "the entry uses a field that this module does not know; "
+		       "load a newer module";
+	case MEMSLOT_REASON_TOO_MANY:
+		return "too many entries in one batch; the limit is info().max_entries";
+	case MEMSLOT_REASON_SLOT_ID:
+		return "the slot id is above info().max_slot";
+	case MEMSLOT_REASON_ADDRESS_SPACE:
+		return "the VM has no such address space; bind() returns how many there are";
+	case MEMSLOT_REASON_FLAGS:
+		return "an entry flag is unknown, or this machine cannot do it";
+	case MEMSLOT_REASON_GPA_ALIGN:
+		return "guest_phys_addr is not page aligned";
+	case MEMSLOT_REASON_SIZE_ALIGN:
+		return "memory_size is not page aligned";
+	case MEMSLOT_REASON_HVA_ALIGN:
+		return "userspace_addr is not page aligned";
+	case MEMSLOT_REASON_HVA_RANGE:
+		return "userspace_addr and memory_size are not a range of untagged user addresses";
+	case MEMSLOT_REASON_GPA_RANGE:
+		return "the region wraps or ends above what the VM can address";
+	case MEMSLOT_REASON_TOO_LARGE:
+		return "more than 2^31 - 1 pages in one slot, or too many pages in all slots";
+	case MEMSLOT_REASON_DUPLICATE:
+		return "an earlier entry, staged or inline, names the same slot; "
+		       "keep one entry per slot";
+	case MEMSLOT_REASON_NO_SLOT:
+		return "the slot to delete does not exist";
+	case MEMSLOT_REASON_OVERLAP_ENTRY:
+		return "the region overlaps another entry of the batch";
+	case MEMSLOT_REASON_OVERLAP_SLOT:
+		return "the region overlaps a slot that stays; "
+		       "remove or change that slot in the same batch";
+	case MEMSLOT_REASON_GUEST_MEMFD:
+		return "the slot has a guest_memfd; change it through KVM itself";
+	case MEMSLOT_REASON_NOT_BOUND:
+		return "no VM is bound to this file; call bind() first";
+	case MEMSLOT_REASON_BOUND:
+		return "a VM is bound to this file already; open the device once per VM";
+	case MEMSLOT_REASON_NOT_KVM:
+		return "vm_fd is not what KVM_CREATE_VM returned";
+	case MEMSLOT_REASON_OWNER:
+		return "the VM belongs to another process; only its creator may change it";
+	case MEMSLOT_REASON_DEAD:
+		return "the VM is dead";
+	case MEMSLOT_REASON_VM_TYPE:
+		return "the VM is encrypted or protected; change it through KVM itself";
+	case MEMSLOT_REASON_PAGE_TRACK:
+		return "another module (KVMGT) tracks the VM's pages";
+	case MEMSLOT_REASON_MEMORY:
+		return "the kernel is out of memory for this entry";
+	case MEMSLOT_REASON_PARK_TIMEOUT:
+		return "a vCPU did not leave KVM_RUN in time; try again, "
+		       "or see whether it waits for its own memory (userfaultfd, FUSE, NFS)";
+	case MEMSLOT_REASON_LOCKED:
+		return "somebody holds the VM's lock and waits for a vCPU that is being parked; "
+		       "try again";
+	}
+	return "a reason that only a newer memslot.hpp has words for";
+}
+
+/** How a commit kept vCPUs from seeing a mixture, as one word; never empty. */
+[[nodiscard]] constexpr std::string_view words(enum memslot_strategy strategy) noexcept
+{
+	switch (strategy) {
+	case MEMSLOT_STRATEGY_NONE:
+		return "none";
+	case MEMSLOT_STRATEGY_FENCE:
+		return "fence";
+	case MEMSLOT_STRATEGY_PARK:
+		return "park";
+	}
+	return "unknown";
+}
+
+/** Why a commit parked, as a phrase; never empty. */
+[[nodiscard]] constexpr std::string_view words(enum memslot_park_cause cause) noexcept
+{
+	switch (cause) {
+	case MEMSLOT_PARK_NOT:
+		return "it did not park";
+	case MEMSLOT_PARK_REQUESTED:
+		return "parking was requested";
+	case MEMSLOT_PARK_SHADOW_PAGING:
+		return "the VM's page tables are shadowed (npt=0, ept=0)";
+	case MEMSLOT_PARK_NESTED:
+		return "the VM has run a nested guest";
+	case MEMSLOT_PARK_UNCOVERS:
+		return "memory goes away uncovered while a vCPU could start a nested guest";
+	}
+	return "unknown";
+}
+
+/** The operation's name; never empty. */
+[[nodiscard]] constexpr std::string_view words(operation op) noexcept
+{
+	switch (op) {
+	case operation::open:
+		return "open";
+	case operation::info:
+		return "info";
+	case operation::bind:
+		return "bind";
+	case operation::stage:
+		return "stage";
+	case operation::commit:
+		return "commit";
+	case operation::reset:
+		return "reset";
+	}
+	return "unknown";
+}
+
+#pragma GCC diagnostic pop
+
+/** Why an operation failed; what a result holds instead of a value. */
+struct failure {
+	operation op;
+	/** errno, never 0 */
+	int errnum;
+	/** what exactly was wrong; MEMSLOT_REASON_NONE: the errno says it all */
+	enum memslot_reason reason = MEMSLOT_REASON_NONE;
+	/**
+	 * Position of the entry to blame, MEMSLOT_NO_ENTRY if none is.  For stage() it counts
+	 * within the batch passed, for commit() it counts the staged entries first, then the
+	 * batch passed (see batch::entries()).
+	 */
+	std::uint32_t index = MEMSLOT_NO_ENTRY;
+
+	/** One line: operation, entry, reason and what to do; the errno's own text is not in it. */
+	[[nodiscard]] std::string message() const
+	{
+		std::string text = "memslot: ";
+
+		text += words(op);
+		if (index != MEMSLOT_NO_ENTRY)
+			text += ": entry " + std::to_string(index);
+		if (op == operation::open && (errnum == ENOENT || errnum == ENXIO))
+			text += ": load the module first (modprobe memslot)";
+		else if (op == operation::open && (errnum == EACCES || errnum == EPERM))
+			text += ": join the group that owns the device (ls -l /dev/memslot)";
+		else if (reason != MEMSLOT_REASON_NONE)
+			text.append(": ").append(words(reason));
+		return text;
+	}
+};
+
+/** Thrown by every operation that is not called try_; code() carries the errno. */
+class error : public std::system_error {
+public:
+	/** @param why a failure with an errno; may throw std::bad_alloc */
+	explicit error(const failure &why)
+	    : std::system_error(why.errnum, std::generic_category(), why.message()), why_(why)
+	{
+	}
+
+	/** Everything known about the failure. */
+	[[nodiscard]] const failure &why() const noexcept
+	{
+		return why_;
+	}
+
+	/** Position of the entry to blame (see failure::index), or nothing. */
+	[[nodiscard]] std::optional<std::uint32_t> index() const noexcept
+	{
+		if (why_.index == MEMSLOT_NO_ENTRY)
+			return std::nullopt;
+		return why_.index;
+	}
+
+	/** What exactly was wrong. */
+	[[nodiscard]] enum memslot_reason reason() const noexcept
+	{
+		return why_.reason;
+	}
+
+	/** reason(), as a phrase. */
+	[[nodiscard]] std::string_view reason_words() const noexcept
+	{
+		return words(why_.reason);
+	}
+
+private:
+	failure why_;
+};
+
+/** A value or a failure, in the manner of C++23's std::expected. */
+template <typename T>
+class [[nodiscard]] result {
+public:
+	/** A success. */
+	result(T value) noexcept : content_(std::in_place_index<0>, std::move(value))
+	{
+	}
+
+	/** A failure. */
+	result(const failure &why) noexcept : content_(std::in_place_index<1>, why)
+	{
+	}
+
+	/** True if there is a value. */
+	[[nodiscard]] bool has_value() const noexcept
+	{
+		return content_.index() == 0;
+	}
+
+	/** True if there is a value. */
+	explicit operator bool() const noexcept
+	{
+		return has_value();
+	}
+
+	/** The value; throws memslot::error if there is none. */
+	[[nodiscard]] T &value() &
+	{
+		if (!has_value())
+			throw memslot::error(error());
+		return *std::get_if<0>(&content_);
+	}
+
+	/** The value, moved out; throws memslot::error if there is none. */
+	[[nodiscard]] T &&value() &&
+	{
+		return std::move(value());
+	}
+
+	/** The value; only if has_value(). */
+	[[nodiscard]] T &operator*() noexcept
+	{
+		return *std::get_if<0>(&content_);
+	}
+
+	/** The value; only if has_value(). */
+	[[nodiscard]] T *operator->() noexcept
+	{
+		return std::get_if<0>(&content_);
+	}
+
+	/** The failure; only if not has_value(). */
+	[[nodiscard]] const failure &error() const noexcept
+	{
+		return *std::get_if<1>(&content_);
+	}
+
+private:
+	std::variant<T, failure> content_;
+};
+
+/** Success or a failure. */
+template <>
+class [[nodiscard]] result<void> {
+public:
+	/** A success. */
+	result() noexcept = default;
+
+	/** A failure. */
+	result(const failure &why) noexcept : failure_(why)
+	{
+	}
+
+	/** True on success. */
+	[[nodiscard]] bool has_value() const noexcept
+	{
+		return !failure_;
+	}
+
+	/** True on success. */
+	explicit operator bool() const noexcept
+	{
+		return has_value();
+	}
+
+	/** Throws memslot::error unless it was a success. */
+	void value() const
+	{
+		if (failure_)
+			throw memslot::error(*failure_);
+	}
+
+	/** The failure; only if not has_value(). */
+	[[nodiscard]] const failure &error() const noexcept
+	{
+		return *failure_;
+	}
+
+private:
+	std::optional<failure> failure_;
+};
+
+/** The wanted state of one slot. */
+struct region {
+	/** slot id, 0 ... device_info::max_slot */
+	std::uint32_t slot = 0;
+	/** 0, or 1 for system management mode */
+	std::uint32_t address_space = 0;
+	/** first guest physical address, bytes, page aligned */
+	std::uint64_t guest_phys_addr = 0;
+	/** bytes, page aligned, at most 2^31 - 1 pages; 0 removes the slot */
+	std::uint64_t memory_size = 0;
+	/** host virtual address of the first byte, page aligned */
+	const void *userspace_addr = nullptr;
+	/** KVM_MEM_LOG_DIRTY_PAGES */
+	bool log_dirty_pages = false;
+	/** KVM_MEM_READONLY: guest writes become KVM_EXIT_MMIO */
+	bool readonly = false;
+};
+
+/**
+ * The entries of one commit: at most one per (address space, slot), the last one given wins.
+ *
+ * Nothing is checked here; stage() and commit() check.  An entry keeps the position at which its
+ * slot was first named, so a failure's index counts the slots in the order the caller named them.
+ */
+class batch {
+public:
+	/**
+	 * The slot shall be this region, whether it exists today or not.
+	 *
+	 * @return this batch; may throw std::bad_alloc, which leaves the batch as it was
+	 */
+	batch &set(const region &want)
+	{
+		return put({
+			.slot = want.slot,
+			.address_space = want.address_space,
+			.flags = (want.log_dirty_pages ? MEMSLOT_ENTRY_LOG_DIRTY_PAGES : 0U) |
+				 (want.readonly ? MEMSLOT_ENTRY_READONLY : 0U),
+			.reserved = 0,
+			.guest_phys_addr = want.guest_phys_addr,
+			.memory_size = want.memory_size,
+			.userspace_addr = reinterpret_cast<std::uintptr_t>(want.userspace_addr),
+		});
+	}
+
+	/**
+	 * The slot shall be absent; committing fails with ENOENT if it is absent today.
+	 *
+	 * @return this batch; may throw std::bad_alloc, which leaves the batch as it was
+	 */
+	batch &remove(std::uint32_t slot, std::uint32_t address_space = 0)
+	{
+		return put({
+			.slot = slot,
+			.address_space = address_space,
+			.flags = 0,
+			.reserved = 0,
+			.guest_phys_addr = 0,
+			.memory_size = 0,
+			.userspace_addr = 0,
+		});
+	}
+
+	/** Drops all entries, keeps the memory reserved for them. */
+	void clear() noexcept
+	{
+		entries_.clear();
+		order_.clear();
+	}
+
+	/** Number of entries. */
+	[[nodiscard]] std::size_t size() const noexcept
+	{
+		return entries_.size();
+	}
+
+	/** True if there are no entries. */
+	[[nodiscard]] bool empty() const noexcept
+	{
+		return entries_.empty();
+	}
+
+	/** Makes room: up to @p count entries in all, set() and remove() will not allocate. */
+	void reserve(std::size_t count)
+	{
+		entries_.reserve(count);
+		order_.reserve(count);
+	}
+
+	/** What the kernel will get; valid until the batch changes. */
+	[[nodiscard]] std::span<const memslot_entry> entries() const noexcept
+	{
+		return entries_;
+	}
+
+private:
+	static std::uint64_t key(const memslot_entry &entry) noexcept
+	{
+		return std::uint64_t{entry.address_space} << 32 | entry.slot;
+	}
+
+	batch &put(const memslot_entry &entry)
+	{
+		const auto key_at = [this](std::uint32_t at) { return key(entries_[at]); };
+		auto found = std::ranges::lower_bound(order_, key(entry), {}, key_at);
+
+		if (found != order_.end() && key_at(*found) == key(entry)) {
+			entries_[*found] = entry;
+			return *this;
+		}
+		if (order_.size() == order_.capacity() || entries_.size() == entries_.capacity()) {
+			const auto position = found - order_.begin();
+
+			/* All that can throw, before anything changes */
+			reserve(std::max<std::size_t>(8, 2 * size()));
+			found = order_.begin() + position;
+		}
+		order_.insert(found, static_cast<std::uint32_t>(entries_.size()));
+		entries_.push_back(entry);
+		return *this;
+	}
+
+	std::vector<memslot_entry> entries_;
+	/* Positions in entries_, sorted by (address space, slot) */
+	std::vector<std::uint32_t> order_;
+};
+
+/** How to commit; combine with |. */
+enum class commit_flags : std::uint32_t {
+	none = 0,
+	/** check everything and report, apply nothing */
+	test_only = MEMSLOT_COMMIT_TEST_ONLY,
+	/** park the vCPUs even where a fence would do */
+	park = MEMSLOT_COMMIT_PARK,
+};
+
+/** Both. */
+[[nodiscard]] constexpr commit_flags operator|(commit_flags one, commit_flags other) noexcept
+{
+	return static_cast<commit_flags>(static_cast<std::uint32_t>(one) |
+					 static_cast<std::uint32_t>(other));
+}
+
+/** What the module can do. */
+struct device_info {
+	/** bits MEMSLOT_FEATURE_* */
+	std::uint64_t features;
+	/** highest slot id, in each address space */
+	std::uint32_t max_slot;
+	/** most address spaces a VM can have here */
+	std::uint32_t max_address_spaces;
+	/** most entries of one batch, staged and inline together */
+	std::uint32_t max_entries;
+	/** bit (1 << MEMSLOT_STRATEGY_*) for each one available */
+	std::uint32_t strategies;
+};
+
+/** What a commit did, or with commit_flags::test_only would do. */
+struct report {
+	enum memslot_strategy strategy;
+	enum memslot_park_cause park_cause;
+	/** slots that did not exist */
+	std::uint32_t created;
+	/** slots that are gone */
+	std::uint32_t deleted;
+	/** slots with another size, host address or READONLY */
+	std::uint32_t replaced;
+	/** slots with only another guest address */
+	std::uint32_t moved;
+	/** slots with only dirty logging switched */
+	std::uint32_t reflagged;
+	/** SRCU grace periods waited for: 1, or 0 if nothing changed */
+	std::uint32_t grace_periods;
+	/** pages whose gfn keeps its host address */
+	std::uint64_t pages_kept;
+	/** pages whose gfn got another host address */
+	std::uint64_t pages_remapped;
+	/** pages whose gfn has no slot any more */
+	std::uint64_t pages_removed;
+	/** pages whose gfn had no slot before */
+	std::uint64_t pages_added;
+	/** how long page faults in the changed ranges could not complete */
+	std::chrono::nanoseconds ns_fenced;
+	/** KVM's generation per address space, afterwards */
+	std::array<std::uint64_t, MEMSLOT_MAX_ADDRESS_SPACES> generation;
+};
+
+/**
+ * An open /dev/memslot; owns the file descriptor, can be moved but not copied.
+ *
+ * Every method but the destructor and the assignment may be called from several threads at once:
+ * the kernel runs them one after the other.  Besides what each method names, any of them can fail
+ * with EINTR (a fatal signal is pending) and, on a moved-from device, EBADF.
+ */
+class device {
+public:
+	/** Owns nothing. */
+	device() noexcept = default;
+
+	/** Takes over a descriptor of /dev/memslot, say one that was passed to this process. */
+	explicit device(int fd) noexcept : fd_(fd)
+	{
+	}
+
+	device(device &&other) noexcept : fd_(std::exchange(other.fd_, -1))
+	{
+	}
+
+	device &operator=(device &&other) noexcept
+	{
+		if (this != &other) {
+			if (fd_ >= 0)
+				::close(fd_);
+			fd_ = std::exchange(other.fd_, -1);
+		}
+		return *this;
+	}
+
+	device(const device &) = delete;
+	device &operator=(const device &) = delete;
+
+	~device()
+	{
+		if (fd_ >= 0)
+			::close(fd_);
+	}
+
+	/**
+	 * Opens the device, close-on-exec.
+	 *
+	 * Errors: ENOENT or ENXIO (the module is not loaded), EACCES (not in the device's group),
+	 * EMFILE, ENFILE, ENOMEM.
+	 */
+	[[nodiscard]] static device open(const char *path = default_path)
+	{
+		return try_open(path).value();
+	}
+
+	/** open() without exceptions. */
+	static result<device> try_open(const char *path = default_path) noexcept
+	{
+		const int fd = ::open(path, O_RDWR | O_CLOEXEC);
+
+		if (fd < 0)
+			return failure{.op = operation::open, .errnum = errno};
+		return device(fd);
+	}
+
+	/** The descriptor, -1 if none is owned; remains this object's. */
+	[[nodiscard]] int fd() const noexcept
+	{
+		return fd_;
+	}
+
+	/**
+	 * What the module can do; needs no VM.
+	 *
+	 * Errors: ENOTTY (the file is not /dev/memslot).
+	 */
+	[[nodiscard]] device_info info() const
+	{
+		return try_info().value();
+	}
+
+	/** info() without exceptions. */
+	result<device_info> try_info() const noexcept
+	{
+		memslot_info arg{};
+
+		arg.size = sizeof(arg);
+		if (::ioctl(fd_, MEMSLOT_IOC_INFO, &arg) < 0)
+			return failure{.op = operation::info, .errnum = errno};
+		return device_info{
+			.features = arg.features,
+			.max_slot = arg.max_slot,
+			.max_address_spaces = arg.max_address_spaces,
+			.max_entries = arg.max_entries,
+			.strategies = arg.strategies,
+		};
+	}
+
+	/**
+	 * Binds this open file to one VM, for good.  @p vm_fd may be closed afterwards; the VM
+	 * lives until this device is closed too.
+	 *
+	 * @param vm_fd what KVM_CREATE_VM returned
+	 * @return number of address spaces of this VM, 1 ... MEMSLOT_MAX_ADDRESS_SPACES
+	 *
+	 * Errors: EBADF (vm_fd is not open), EINVAL (not a VM), EBUSY (bound already), EIO (VM of
+	 * another process, or dead), EOPNOTSUPP (VM type).
+	 */
+	std::uint32_t bind(int vm_fd)
+	{
+		return try_bind(vm_fd).value();
+	}
+
+	/** bind() without exceptions. */
+	result<std::uint32_t> try_bind(int vm_fd) noexcept
+	{
+		memslot_bind arg{};
+
+		arg.size = sizeof(arg);
+		arg.vm_fd = vm_fd;
+		if (::ioctl(fd_, MEMSLOT_IOC_BIND, &arg) < 0)
+			return failure{
+				.op = operation::bind,
+				.errnum = errno,
+				.reason = static_cast<enum memslot_reason>(arg.reason),
+			};
+		return arg.address_spaces;
+	}
+
+	/**
+	 * Appends the batch to what the next commit() applies: all of it, or nothing.  A slot may
+	 * be staged only once.
+	 *
+	 * Errors: ENOTCONN (not bound), EIO (VM of another process, or dead), E2BIG (too many
+	 * entries), EINVAL or EOPNOTSUPP (an entry; see failure::reason), ENOMEM.
+	 */
+	void stage(const batch &entries)
+	{
+		try_stage(entries).value();
+	}
+
+	/** stage() without exceptions. */
+	result<void> try_stage(const batch &entries) noexcept
+	{
+		memslot_stage arg{};
+
+		arg.size = sizeof(arg);
+		arg.entries = reinterpret_cast<std::uintptr_t>(entries.entries().data());
+		arg.count = static_cast<std::uint32_t>(entries.size());
+		arg.entry_size = sizeof(memslot_entry);
+		arg.failed_index = MEMSLOT_NO_ENTRY;
+		if (::ioctl(fd_, MEMSLOT_IOC_STAGE, &arg) < 0)
+			return failure{
+				.op = operation::stage,
+				.errnum = errno,
+				.reason = static_cast<enum memslot_reason>(arg.reason),
+				.index = arg.failed_index,
+			};
+		return {};
+	}
+
+	/**
+	 * Drops what stage() appended.
+	 *
+	 * Errors: ENOTCONN (not bound), EIO (VM of another process, or dead).
+	 */
+	void reset()
+	{
+		try_reset().value();
+	}
+
+	/** reset() without exceptions. */
+	result<void> try_reset() noexcept
+	{
+		memslot_reset arg{};
+
+		arg.size = sizeof(arg);
+		if (::ioctl(fd_, MEMSLOT_IOC_RESET, &arg) < 0)
+			return failure{.op = operation::reset, .errnum = errno};
+		return {};
+	}
+
+	/**
+	 * Applies what was staged and @p entries as one change, or nothing of it.
+	 *
+	 * On success nothing is staged any more; on failure what was staged still is.  @p entries
+	 * stays as it is: clear() it before using it for something else.  When this returns,
+	 * memory that the change removed from the guest may be unmapped.
+	 *
+	 * Errors: those of stage(), ENOENT (a slot to remove does not exist), EEXIST (regions
+	 * overlap), EBUSY (vCPUs could not be parked in time), EOPNOTSUPP (a kind of VM that the
+	 * module does not change).
+	 */
+	report commit(const batch &entries, commit_flags flags = commit_flags::none)
+	{
+		return try_commit(entries, flags).value();
+	}
+
+	/** commit() without exceptions. */
+	result<report> try_commit(const batch &entries,
+				  commit_flags flags = commit_flags::none) noexcept
+	{
+		memslot_commit arg{};
+
+		arg.size = sizeof(arg);
+		arg.flags = static_cast<std::uint32_t>(flags);
+		arg.entries = reinterpret_cast<std::uintptr_t>(entries.entries().data());
+		arg.count = static_cast<std::uint32_t>(entries.size());
+		arg.entry_size = sizeof(memslot_entry);
+		arg.failed_index = MEMSLOT_NO_ENTRY;
+		if (::ioctl(fd_, MEMSLOT_IOC_COMMIT, &arg) < 0)
+			return failure{
+				.op = operation::commit,
+				.errnum = errno,
+				.reason = static_cast<enum memslot_reason>(arg.reason),
+				.index = arg.failed_index,
+			};
+		return report{
+			.strategy = static_cast<enum memslot_strategy>(arg.strategy),
+			.park_cause = static_cast<enum memslot_park_cause>(arg.park_cause),
+			.created = arg.created,
+			.deleted = arg.deleted,
+			.replaced = arg.replaced,
+			.moved = arg.moved,
+			.reflagged = arg.reflagged,
+			.grace_periods = arg.grace_periods,
+			.pages_kept = arg.pages_kept,
+			.pages_remapped = arg.pages_remapped,
+			.pages_removed = arg.pages_removed,
+			.pages_added = arg.pages_added,
+			.ns_fenced = std::chrono::nanoseconds(arg.ns_fenced),
+			.generation = {arg.generation[0], arg.generation[1]},
+		};
+	}
+
+private:
+	int fd_ = -1;
+};
+
+} // namespace memslot

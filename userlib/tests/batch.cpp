@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+/* The parts of memslot.hpp that need no device. */
+#include <memslot.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <set>
+#include <type_traits>
+
+namespace {
+
+int failures;
+
+/* clang 14 has no std::source_location */
+void expect(bool what, int line = __builtin_LINE())
+{
+	if (what)
+		return;
+	std::fprintf(stderr, "%s:%d: not so\n", __FILE__, line);
+	failures++;
+}
+
+memslot::region at(std::uint32_t slot, std::uint64_t gpa, std::uint32_t address_space = 0)
+{
+	return {
+		.slot = slot,
+		.address_space = address_space,
+		.guest_phys_addr = gpa,
+		.memory_size = 0x2000,
+		.userspace_addr = &failures,
+	};
+}
+
+void last_wins()
+{
+	memslot::batch batch;
+
+	batch.set(at(7, 0x1000)).set(at(3, 0x8000)).set(at(7, 0x4000));
+	expect(batch.size() == 2);
+	expect(batch.entries()[0].slot == 7);
+	expect(batch.entries()[0].guest_phys_addr == 0x4000);
+	expect(batch.entries()[1].slot == 3);
+}
+
+void remove_after_set()
+{
+	memslot::batch batch;
+
+	batch.set(at(7, 0x1000)).remove(7);
+	expect(batch.size() == 1);
+	expect(batch.entries()[0].memory_size == 0);
+	expect(batch.entries()[0].userspace_addr == 0);
+
+	batch.set(at(7, 0x3000));
+	expect(batch.size() == 1);
+	expect(batch.entries()[0].memory_size == 0x2000);
+}
+
+void address_spaces_are_apart()
+{
+	memslot::batch batch;
+
+	batch.set(at(7, 0x1000)).set(at(7, 0x2000, 1)).remove(7, 1);
+	expect(batch.size() == 2);
+	expect(batch.entries()[0].address_space == 0);
+	expect(batch.entries()[0].guest_phys_addr == 0x1000);
+	expect(batch.entries()[1].address_space == 1);
+	expect(batch.entries()[1].memory_size == 0);
+}
+
+void fields_arrive()
+{
+	memslot::batch batch;
+	const int host = 0;
+
+	batch.set({
+		.slot = 1,
+		.address_space = 1,
+		.guest_phys_addr = 0x123456789000,
+		.memory_size = 0x8000,
+		.userspace_addr = &host,
+		.log_dirty_pages = true,
+	});
+	batch.set({.slot = 2, .memory_size = 0x1000, .readonly = true});
+
+	const memslot_entry &entry = batch.entries()[0];
+	expect(entry.slot == 1 && entry.address_space == 1 && entry.reserved == 0);
+	expect(entry.guest_phys_addr == 0x123456789000 && entry.memory_size == 0x8000);
+	expect(entry.userspace_addr == reinterpret_cast<std::uintptr_t>(&host));
+	expect(entry.flags == MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
+	expect(batch.entries()[1].flags == MEMSLOT_ENTRY_READONLY);
+}
+
+void clear_and_reserve()
+{
+	memslot::batch batch;
+
+	batch.reserve(100);
+	batch.set(at(0, 0));
+
+	const memslot_entry *before = batch.entries().data();
+	for (std::uint32_t slot = 100; slot-- > 1;)
+		batch.set(at(slot, slot * 0x10000));
+	expect(batch.entries().data() == before);
+	expect(batch.size() == 100);
+
+	batch.clear();
+	expect(batch.empty() && batch.entries().empty());
+	batch.set(at(1, 0x5000));
+	expect(batch.size() == 1 && batch.entries().data() == before);
+}
+
+/* Against the obvious implementation: search from the start, append what is not there */
+void random_batches()
+{
+	std::minstd_rand random(1);
+	memslot::batch batch;
+	std::vector<memslot::region> model;
+
+	for (std::uint64_t i = 1; i < 20000; i++) {
+		auto want = at(static_cast<std::uint32_t>(random() % 1000), i * 0x1000,
+			       static_cast<std::uint32_t>(random() % 2));
+
+		if (random() % 4 == 0) {
+			want.memory_size = 0;
+			batch.remove(want.slot, want.address_space);
+		} else {
+			batch.set(want);
+		}
+
+		const auto found = std::ranges::find_if(model, [&](const memslot::region &old) {
+			return old.slot == want.slot && old.address_space == want.address_space;
+		});
+		if (found == model.end())
+			model.push_back(want);
+		else
+			*found = want;
+	}
+	expect(std::ranges::equal(batch.entries(), model,
+				  [](const memslot_entry &entry, const memslot::region &want) {
+					  return entry.slot == want.slot &&
+						 entry.address_space == want.address_space &&
+						 entry.memory_size == want.memory_size &&
+						 (entry.memory_size == 0 ||
+						  entry.guest_phys_addr == want.guest_phys_addr);
+				  }));
+}
+
+void errors_have_words()
+{
+	const memslot::failure overlap{
+		.op = memslot::operation::commit,
+		.errnum = EEXIST,
+		.reason = MEMSLOT_REASON_OVERLAP_SLOT,
+		.index = 3,
+	};
+	const memslot::error why(overlap);
+	const std::string_view text = why.what();
+
+	expect(why.code() == std::errc::file_exists);
+	expect(why.index() == 3U);
+	expect(why.reason() == MEMSLOT_REASON_OVERLAP_SLOT);
+	expect(text.starts_with("memslot: commit: entry 3: "));
+	expect(text.find(why.reason_words()) != text.npos);
+	expect(text.find("File exists") != text.npos);
+
+	const memslot::error none({.op = memslot::operation::reset, .errnum = EIO});
+	expect(!none.index());
+	expect(std::string_view(none.what()) == "memslot: reset: Input/output error");
+
+	std::set<std::string_view> seen;
+	for (int reason = 0; reason <= MEMSLOT_REASON_LOCKED; reason++) {
+		const auto words = memslot::words(static_cast<enum memslot_reason>(reason));
+
+		expect(words.size() > 5 && !words.ends_with('.'));
+		expect(seen.insert(words).second);
+	}
+	static_assert(!memslot::words(static_cast<enum memslot_reason>(31)).empty());
+}
+
+void results()
+{
+	memslot::result<int> good(5);
+	const memslot::failure why{.op = memslot::operation::stage, .errnum = EINVAL};
+	memslot::result<int> bad(why);
+
+	expect(good && *good == 5 && good.value() == 5);
+	expect(!bad && bad.error().errnum == EINVAL);
+	try {
+		(void)bad.value();
+		expect(false);
+	} catch (const memslot::error &thrown) {
+		expect(thrown.code().value() == EINVAL);
+	}
+	expect(memslot::result<void>().has_value());
+	expect(!memslot::result<void>(why).has_value());
+}
+
+/* No module is needed to be told that there is none */
+void devices()
+{
+	static_assert(!std::is_copy_constructible_v<memslot::device>);
+	static_assert(!std::is_copy_assignable_v<memslot::device>);
+	static_assert(std::is_nothrow_move_constructible_v<memslot::device>);
+	static_assert(std::is_nothrow_move_assignable_v<memslot::device>);
+	static_assert(noexcept(std::declval<memslot::device &>().try_commit({})));
+
+	const auto missing = memslot::device::try_open("/nonexistent/memslot");
+	expect(!missing && missing.error().errnum == ENOENT);
+	expect(missing.error().message().find("modprobe") != std::string::npos);
+
+	auto wrong = memslot::device::try_open("/dev/null");
+	expect(wrong.has_value());
+	const int fd = wrong->fd();
+	memslot::device moved = std::move(wrong).value();
+	expect(moved.fd() == fd && wrong->fd() == -1);
+	const auto info = moved.try_info();
+	expect(!info && info.error().errnum == ENOTTY);
+	const auto commit = moved.try_commit({});
+	expect(!commit && commit.error().errnum == ENOTTY &&
+	       commit.error().index == MEMSLOT_NO_ENTRY);
+	expect(moved.try_reset().error().errnum == ENOTTY);
+	expect(moved.try_stage({}).error().errnum == ENOTTY);
+	expect(moved.try_bind(-1).error().errnum == ENOTTY);
+
+	moved = memslot::device();
+	expect(fcntl(fd, F_GETFD) == -1 && errno == EBADF);
+}
+
+} // namespace
+
+int main()
+{
+	last_wins();
+	remove_after_set();
+	address_spaces_are_apart();
+	fields_arrive();
+	clear_and_reserve();
+	random_batches();
+	errors_have_words();
+	results();
+	devices();
+	return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
