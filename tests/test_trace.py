@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The tracepoints: what a VMM author sees of a commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runner import Result
+
+CHURN = Path(__file__).resolve().parent.parent / "build" / "guests" / "churn"
+
+TRACED = """
+set -e
+cd /sys/kernel/tracing
+echo 0 > events/enable
+echo > trace
+echo 1 > events/memslot/enable
+trap 'echo 0 > events/memslot/enable' EXIT
+"$@" > /dev/null
+cat trace
+"""
+EVENT = re.compile(r"memslot_commit_(start|step|end): (.*)")
+FENCED = "plan prepare build fence zap publish wait updated unfence mirror finish".split()
+# The first look finds that parking is needed; the second is made with vCPUs parked.
+PARKED = ["plan", "park", *FENCED]
+
+
+@pytest.mark.parametrize(("options", "steps"), [([], FENCED), (["--park"], PARKED)], ids=["fenced", "parked"])
+def test_every_step_of_a_commit_is_traced(run_in_vm: Callable[..., Result], options: list[str], steps: list[str]) -> None:
+    churn = [str(CHURN), "--vcpus", "1", "--transactions", "3", "--scenario", "replace", *options]
+    trace = run_in_vm("/bin/sh", "-c", TRACED, "sh", *churn).stdout
+    commits: list[list[tuple[str, str]]] = []
+    for kind, text in EVENT.findall(trace):
+        if kind == "start":
+            commits.append([])
+        commits[-1].append((kind, text))
+    replaces = [commit for commit in commits if "remapped 0 " not in commit[-1][1]]
+    assert len(replaces) >= 3
+    for commit in replaces:
+        assert commit[0][0] == "start"
+        assert re.fullmatch(r"vm \d+ entries [1-9]\d* flags 0x[02]", commit[0][1])
+        assert [text.split()[-2] for kind, text in commit if kind == "step"] == steps
+        assert commit[-1][0] == "end"
+        assert "err 0 " in commit[-1][1] and "grace periods 1 " in commit[-1][1]
