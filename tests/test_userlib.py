@@ -75,7 +75,7 @@ def test_batch_builder(cxx: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cxx", COMPILERS)
 def test_reason_without_words_does_not_compile(cxx: str, tmp_path: Path) -> None:
     header = (ROOT / "uapi/linux/memslot.h").read_text()
-    command = [
+    command: list[str | Path] = [
         compiler(cxx), "-std=c++20", "-fsyntax-only", "-x", "c++",
         f"-I{tmp_path}", USERLIB / "memslot.hpp",
     ]  # fmt: skip

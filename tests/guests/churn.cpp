@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Guests that tell the truth: changes the memslots of a range over and over while vCPUs read and
+ * execute all of it, and reports what they saw as one JSON object.
+ */
+#include "scenario.hpp"
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <getopt.h>
+#include <numeric>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+
+namespace {
+
+using clock = std::chrono::steady_clock;
+
+enum class mode { one_by_one, batched, paused };
+
+constexpr std::array<std::string_view, 3> mode_names{"one-by-one", "batched", "paused"};
+
+struct options {
+	mode how = mode::batched;
+	unsigned int vcpus = 1;
+	std::uint64_t transactions = 100;
+	std::string scenario = "all";
+	memslot::commit_flags flags = memslot::commit_flags::none;
+};
+
+/*
+ * Most changes follow each other at once, when vCPUs have not faulted the last layout in yet; after
+ * this many all vCPUs get to visit all of the newest one.
+ */
+constexpr std::uint64_t breather = 4;
+
+constexpr const char *usage = R"(Usage: churn [OPTION]...
+Changes the memslots of running guests and prints what they saw as JSON.
+
+  --mode MODE         one-by-one: through KVM_SET_USER_MEMORY_REGION
+                      batched: through /dev/memslot, one commit each (default)
+                      paused: one by one, with all vCPUs out of KVM_RUN
+  --vcpus N           1 ... 16 (default: 1)
+  --transactions N    changes of layout per scenario (default: 100)
+  --scenario NAME     split-merge, replace, move, swap, resize or all (default)
+  --park              batched: park the vCPUs even where a fence would do
+  --help              this text
+)";
+
+/* What one scenario came to, or several together. */
+struct outcome {
+	std::uint64_t transactions = 0;
+	/* seen by the VMM, see guests::exits */
+	std::uint64_t holes = 0;
+	std::uint64_t errors = 0;
+	std::uint64_t interrupted = 0;
+	/* sums over all vCPUs, see guests::vcpu_page; torn includes torn_across */
+	std::uint64_t guest_holes = 0;
+	std::uint64_t torn = 0;
+	std::uint64_t torn_across = 0;
+	std::uint64_t wrong = 0;
+	std::uint64_t emulated_reads = 0;
+	/* vCPUs that visited all of a layout and saw nothing of what it brought in */
+	std::uint64_t stale = 0;
+	/* reported by the module */
+	std::uint64_t fenced = 0;
+	std::uint64_t parked = 0;
+	std::uint64_t created = 0;
+	std::uint64_t deleted = 0;
+	std::uint64_t replaced = 0;
+	std::uint64_t moved = 0;
+	std::uint64_t total_ns_fenced = 0;
+
+	/* per vCPU, from the first change to the last */
+	std::vector<std::uint64_t> loops;
+	/* per vCPU: commits seen */
+	std::vector<std::uint64_t> versions;
+	/* per transaction */
+	std::vector<std::uint64_t> ns;
+
+	void note(const memslot::report &report)
+	{
+		fenced += report.strategy == MEMSLOT_STRATEGY_FENCE;
+		parked += report.strategy == MEMSLOT_STRATEGY_PARK;
+		created += report.created;
+		deleted += report.deleted;
+		replaced += report.replaced;
+		moved += report.moved;
+		total_ns_fenced += static_cast<std::uint64_t>(report.ns_fenced.count());
+	}
+
+	void note(const guests::vcpu_page &counts)
+	{
+		guest_holes += counts.holes;
+		torn += counts.torn + counts.torn_across;
+		torn_across += counts.torn_across;
+		wrong += counts.wrong;
+		emulated_reads += counts.emulated_reads;
+		versions.push_back(counts.versions);
+	}
+};
+
+struct counter {
+	const char *name;
+	std::uint64_t outcome::*value;
+};
+
+constexpr std::array counters{
+	counter{"transactions", &outcome::transactions},
+	counter{"holes", &outcome::holes},
+	counter{"errors", &outcome::errors},
+	counter{"interrupted", &outcome::interrupted},
+	counter{"guest_holes", &outcome::guest_holes},
+	counter{"torn", &outcome::torn},
+	counter{"torn_across", &outcome::torn_across},
+	counter{"wrong", &outcome::wrong},
+	counter{"emulated_reads", &outcome::emulated_reads},
+	counter{"stale", &outcome::stale},
+	counter{"fenced", &outcome::fenced},
+	counter{"parked", &outcome::parked},
+	counter{"created", &outcome::created},
+	counter{"deleted", &outcome::deleted},
+	counter{"replaced", &outcome::replaced},
+	counter{"moved", &outcome::moved},
+	counter{"total_ns_fenced", &outcome::total_ns_fenced},
+};
+
+std::uint64_t number(const char *text, std::uint64_t least, std::uint64_t most)
+{
+	char *end = nullptr;
+
+	errno = 0;
+	const std::uint64_t value = std::strtoull(text, &end, 10);
+	if (errno || end == text || *end || value < least || value > most)
+		throw std::invalid_argument(std::string(text) + " is not a number from " +
+					    std::to_string(least) + " to " + std::to_string(most));
+	return value;
+}
+
+mode mode_called(std::string_view name)
+{
+	const auto found = std::ranges::find(mode_names, name);
+
+	if (found == mode_names.end())
+		throw std::invalid_argument("no mode is called " + std::string(name));
+	return static_cast<mode>(found - mode_names.begin());
+}
+
+std::optional<options> parse(int argc, char **argv)
+{
+	static constexpr std::array<option, 7> known{{
+		{"mode", required_argument, nullptr, 'm'},
+		{"vcpus", required_argument, nullptr, 'v'},
+		{"transactions", required_argument, nullptr, 't'},
+		{"scenario", required_argument, nullptr, 's'},
+		{"park", no_argument, nullptr, 'p'},
+		{"help", no_argument, nullptr, 'h'},
+		{nullptr, 0, nullptr, 0},
+	}};
+	options chosen;
+
+	for (int c; (c = getopt_long(argc, argv, "", known.data(), nullptr)) != -1;) {
+		switch (c) {
+		case 'm':
+			chosen.how = mode_called(optarg);
+			break;
+		case 'v':
+			chosen.vcpus =
+				static_cast<unsigned int>(number(optarg, 1, guests::max_vcpus));
+			break;
+		case 't':
+			/* A version has to fit the operand of an instruction */
+			chosen.transactions = number(optarg, 1, 1 << 30);
+			break;
+		case 's':
+			chosen.scenario = optarg;
+			break;
+		case 'p':
+			chosen.flags = memslot::commit_flags::park;
+			break;
+		case 'h':
+			std::fputs(usage, stdout);
+			return std::nullopt;
+		default:
+			throw std::invalid_argument("try --help");
+		}
+	}
+	if (optind != argc)
+		throw std::invalid_argument(std::string("what is ") + argv[optind] + "?");
+	if (chosen.flags != memslot::commit_flags::none && chosen.how != mode::batched)
+		throw std::invalid_argument("--park needs --mode batched");
+	return chosen;
+}
+
+/* Lets every vCPU visit all locations; counts those that see nothing of the newest layout. */
+std::uint64_t passes_without(guests::vm &vm, std::uint64_t version)
+{
+	std::uint64_t stale = 0;
+
+	vm.wait_for_passes();
+	for (unsigned int i = 0; i < vm.vcpus(); i++)
+		stale += vm.counts(i).newest != version;
+	return stale;
+}
+
+/* Does one scenario in a VM of its own. */
+outcome run(const options &chosen, std::string_view name)
+{
+	const auto scenario = guests::make_scenario(name);
+	guests::vm vm(chosen.vcpus);
+	std::uint64_t version = guests::first_version;
+	guests::layout now = scenario->next(version);
+	memslot::device device;
+	memslot::batch batch;
+	outcome result;
+
+	for (const memslot::region &region : now)
+		vm.set_region(region);
+	if (chosen.how == mode::batched) {
+		device = memslot::device::open();
+		device.bind(vm.fd());
+	}
+	vm.set_locations(scenario->locations());
+	vm.start();
+	vm.wait_for_passes();
+
+	for (unsigned int i = 0; i < vm.vcpus(); i++)
+		result.loops.push_back(vm.counts(i).loops);
+	auto told = clock::now();
+	for (std::uint64_t i = 0; i < chosen.transactions; i++) {
+		guests::layout next = scenario->next(++version);
+
+		if (chosen.how == mode::batched)
+			guests::make_batch(batch, now, next);
+		const auto begin = clock::now();
+		switch (chosen.how) {
+		case mode::one_by_one:
+			guests::change_one_by_one(vm, now, next);
+			break;
+		case mode::batched:
+			result.note(device.commit(batch, chosen.flags));
+			break;
+		case mode::paused:
+			vm.pause();
+			guests::change_one_by_one(vm, now, next);
+			vm.resume();
+			break;
+		}
+		const auto end = clock::now();
+		result.ns.push_back(
+			static_cast<std::uint64_t>(std::chrono::nanoseconds(end - begin).count()));
+		now = std::move(next);
+		if (i % breather == breather - 1)
+			result.stale += passes_without(vm, version);
+		if (end - told > std::chrono::seconds(1)) {
+			std::fprintf(stderr, "%.*s: %" PRIu64 " of %" PRIu64 " transactions\n",
+				     static_cast<int>(name.size()), name.data(), i + 1,
+				     chosen.transactions);
+			told = end;
+		}
+	}
+	for (unsigned int i = 0; i < vm.vcpus(); i++)
+		result.loops[i] = vm.counts(i).loops - result.loops[i];
+	result.stale += passes_without(vm, version);
+	vm.stop();
+
+	for (unsigned int i = 0; i < vm.vcpus(); i++)
+		result.note(vm.counts(i));
+	result.transactions = chosen.transactions;
+	result.holes = vm.seen().holes;
+	result.errors = vm.seen().errors;
+	result.interrupted = vm.seen().interrupted;
+	return result;
+}
+
+std::string list(const std::vector<std::uint64_t> &numbers)
+{
+	std::string text = "[";
+
+	for (const std::uint64_t each : numbers) {
+		if (text.size() > 1)
+			text += ", ";
+		text += std::to_string(each);
+	}
+	return text + "]";
+}
+
+/* The members of a JSON object, without its braces. */
+std::string members(outcome result)
+{
+	std::ostringstream out;
+
+	for (const counter &each : counters)
+		out << '"' << each.name << "\": " << result.*each.value << ", ";
+	out << "\"loops\": " << list(result.loops);
+	out << ", \"versions\": " << list(result.versions);
+
+	const std::uint64_t total =
+		std::accumulate(result.ns.begin(), result.ns.end(), std::uint64_t{0});
+	std::ranges::sort(result.ns);
+	out << ", \"ns_per_transaction\": " << total / result.ns.size();
+	out << ", \"ns_median\": " << result.ns[result.ns.size() / 2];
+	out << ", \"ns_max\": " << result.ns.back();
+	return out.str();
+}
+
+void add(std::vector<std::uint64_t> &to, const std::vector<std::uint64_t> &more)
+{
+	to.resize(more.size());
+	for (std::size_t i = 0; i < more.size(); i++)
+		to[i] += more[i];
+}
+
+void add(outcome &to, const outcome &more)
+{
+	for (const counter &each : counters)
+		to.*each.value += more.*each.value;
+	add(to.loops, more.loops);
+	add(to.versions, more.versions);
+	to.ns.insert(to.ns.end(), more.ns.begin(), more.ns.end());
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+try {
+	const std::optional<options> chosen = parse(argc, argv);
+
+	if (!chosen)
+		return EXIT_SUCCESS;
+
+	std::vector<std::string_view> names{chosen->scenario};
+	if (chosen->scenario == "all")
+		names.assign(guests::scenario_names().begin(), guests::scenario_names().end());
+
+	outcome total;
+	std::string each;
+	for (const std::string_view name : names) {
+		const outcome one = run(*chosen, name);
+
+		add(total, one);
+		if (!each.empty())
+			each += ", ";
+		each.append("\"").append(name).append("\": {").append(members(one)).append("}");
+	}
+	std::printf("{\"mode\": \"%s\", \"vcpus\": %u, \"park\": %s, %s, \"scenarios\": {%s}}\n",
+		    mode_names[static_cast<std::size_t>(chosen->how)].data(), chosen->vcpus,
+		    chosen->flags == memslot::commit_flags::park ? "true" : "false",
+		    members(total).c_str(), each.c_str());
+	return EXIT_SUCCESS;
+} catch (const std::invalid_argument &why) {
+	std::fprintf(stderr, "churn: %s\n", why.what());
+	return 2;
+} catch (const std::exception &why) {
+	std::fprintf(stderr, "churn: %s\n", why.what());
+	return EXIT_FAILURE;
+}

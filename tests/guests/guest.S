@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What a vCPU does: round and round, it reads the version in the data word of each location, then
+ * the ones that the code there returns, and judges them by what was seen before.  guest.hpp has the
+ * other side of the structures, and says what the counters mean.
+ *
+ * Entered in 64-bit mode with
+ *	%rbx  struct vcpu_page, the top of its page is the stack
+ *	%rbp  struct shared_page
+ */
+
+/* struct vcpu_page */
+	.set loops, 0
+	.set newest, 8
+	.set versions, 16
+	.set torn, 24
+	.set torn_across, 32
+	.set holes, 40
+	.set emulated, 48
+	.set emulated_reads, 56
+	.set wrong, 64
+
+/* struct shared_page */
+	.set shared_newest, 0
+	.set mailbox, 8
+	.set end, 16
+	.set locations, 24
+
+/* struct location */
+	.set data, 0
+	.set code, 8
+	.set bias, 16
+	.set location_size, 24
+
+	.set hole, -1
+	.set fixed, -1
+	.set fixed_version, 1
+	/* From a location's code to the function that makes KVM read the data */
+	.set to_mailbox, 16
+
+	.section .rodata
+	.globl guest_code, guest_code_end
+	.globl location_code, location_code_end
+	.code64
+
+guest_code:
+	cld
+	lea locations(%rbp), %r14
+pass:
+	lea locations(%rbp), %r13
+read_each:
+	mov shared_newest(%rbp), %r15
+	mov data(%r13), %rax
+	mov (%rax), %rax
+	call judge
+	add $location_size, %r13
+	cmp end(%rbp), %r13
+	jb read_each
+
+	lea locations(%rbp), %r13
+execute_each:
+	mov shared_newest(%rbp), %r15
+	call *code(%r13)
+	call judge
+	add $location_size, %r13
+	cmp end(%rbp), %r13
+	jb execute_each
+
+	/* One location per pass through KVM's own emulator */
+	mov shared_newest(%rbp), %r15
+	mov data(%r14), %rsi
+	mov mailbox(%rbp), %rdi
+	mov code(%r14), %rax
+	add $to_mailbox, %rax
+	call *%rax
+	mov emulated(%rbx), %rax
+	mov %r14, %r13
+	call compare
+	incq emulated_reads(%rbx)
+	add $location_size, %r14
+	cmp end(%rbp), %r14
+	jb 1f
+	lea locations(%rbp), %r14
+1:
+	incq loops(%rbx)
+	jmp pass
+
+/*
+ * Compares the version %rax from location %r13 with the newest seen before the access, by anybody
+ * (%r15) and by this vCPU.  Returns the commit that it stems from in %rax, 0 if it stems from none.
+ */
+compare:
+	cmp $hole, %rax
+	je saw_hole
+	mov bias(%r13), %rcx
+	cmp $fixed, %rcx
+	je compare_fixed
+	add %rcx, %rax
+	cmp newest(%rbx), %rax
+	jb saw_torn
+	cmp %r15, %rax
+	jb saw_torn_across
+	ret
+compare_fixed:
+	cmp $fixed_version, %rax
+	je none
+	incq wrong(%rbx)
+	jmp none
+saw_hole:
+	incq holes(%rbx)
+	jmp none
+saw_torn:
+	incq torn(%rbx)
+	jmp none
+saw_torn_across:
+	incq torn_across(%rbx)
+none:
+	xor %eax, %eax
+	ret
+
+/* Compares, and lets everybody know about a version that was not seen before. */
+judge:
+	call compare
+	cmp newest(%rbx), %rax
+	jbe 2f
+	mov %rax, newest(%rbx)
+	incq versions(%rbx)
+	mov %rax, %rdx
+	mov shared_newest(%rbp), %rax
+1:
+	cmp %rdx, %rax
+	jae 2f
+	lock cmpxchg %rdx, shared_newest(%rbp)
+	jne 1b
+2:
+	ret
+guest_code_end:
+
+/*
+ * The code at each location.  The version is the immediate operand.  The second function stores the
+ * data word to the mailbox, where there is no memory: KVM fetches the instruction, reads the data
+ * and hands both to userspace as an MMIO write.
+ */
+location_code:
+	.byte 0xb8
+	.long 0
+	ret
+	.org location_code + to_mailbox
+	movsq
+	ret
+location_code_end:
+
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What the VMM and guest.S share.  guest.S knows the offsets and the special values as well. */
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+extern const std::byte guest_code[];
+extern const std::byte guest_code_end[];
+extern const std::byte location_code[];
+extern const std::byte location_code_end[];
+}
+
+namespace guests {
+
+inline constexpr std::uint64_t page_size = 4096;
+
+/* What a guest reads where there is no memory */
+inline constexpr std::uint64_t hole = ~0ULL;
+
+/* For location::bias: memory that no commit changes, and the version that it has for ever */
+inline constexpr std::uint64_t fixed = ~0ULL;
+inline constexpr std::uint64_t fixed_version = 1;
+
+/* What a vCPU counts, alone in its page; the rest of the page is its stack. */
+struct vcpu_page {
+	/* passes over all locations */
+	std::uint64_t loops;
+	/* the last commit of which this vCPU has seen anything through its page tables */
+	std::uint64_t newest;
+	/* how often newest rose */
+	std::uint64_t versions;
+	/* an older commit's memory, although this vCPU had seen a newer one's */
+	std::uint64_t torn;
+	/* the same, but it was another vCPU that had seen the newer one's */
+	std::uint64_t torn_across;
+	/* reads that found no memory */
+	std::uint64_t holes;
+	/* from the VMM: the last store to the mailbox */
+	std::uint64_t emulated;
+	/* reads made by KVM's emulator */
+	std::uint64_t emulated_reads;
+	/* other memory where it never changes */
+	std::uint64_t wrong;
+};
+
+/* One place in the range under test. */
+struct location {
+	/* guest addresses of a version in a data word, and of code that returns one */
+	std::uint64_t data;
+	std::uint64_t code;
+	/* version + bias is the commit since which the memory is here */
+	std::uint64_t bias;
+};
+
+inline constexpr std::size_t max_locations = 64;
+
+/* One page for all vCPUs. */
+struct shared_page {
+	/* the last commit of which any vCPU has seen anything through its page tables */
+	std::uint64_t newest;
+	/* guest address without memory; a store to it reaches the VMM */
+	std::uint64_t mailbox;
+	/* guest address of the end of locations */
+	std::uint64_t end;
+	std::array<location, max_locations> locations;
+};
+
+static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) == 16 &&
+	      offsetof(vcpu_page, torn) == 24 && offsetof(vcpu_page, torn_across) == 32 &&
+	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
+	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64);
+static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
+	      offsetof(shared_page, locations) == 24);
+static_assert(sizeof(location) == 24 && offsetof(location, code) == 8 &&
+	      offsetof(location, bias) == 16);
+static_assert(sizeof(shared_page) <= page_size);
+
+} // namespace guests

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The same changes one by one through KVM and as one batch, in turn, while vCPUs run.  Numbers from
+ * different runs, let alone machines, do not compare; the ratios within one run do.
+ */
+#include "scenario.hpp"
+#include "stamped_memory.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <getopt.h>
+#include <numeric>
+#include <stdexcept>
+
+namespace {
+
+using clock = std::chrono::steady_clock;
+
+constexpr std::uint64_t range_pages = 64;
+constexpr std::uint64_t split_at = range_pages / 4;
+
+/* Many slots of one page each, away from the range that vCPUs visit */
+constexpr std::uint32_t many = 512;
+constexpr std::uint64_t many_gpa = 64 << 20;
+constexpr std::uint32_t many_first_slot = 16;
+
+constexpr const char *usage = R"(Usage: slot_bench [OPTION]...
+Times memslot changes one by one and batched while vCPUs run; prints JSON.
+
+  --vcpus N    1 ... 16 (default: 1)
+  --rounds N   of splitting and merging, each way; creating and deleting 512
+               slots is done for every twentieth of them (default: 100)
+  --help       this text
+)";
+
+struct options {
+	unsigned int vcpus = 1;
+	unsigned int rounds = 100;
+};
+
+/* Samples of one piece of work, both ways. */
+struct comparison {
+	std::vector<double> one_by_one;
+	std::vector<double> batched;
+	enum memslot_strategy strategy = MEMSLOT_STRATEGY_NONE;
+};
+
+double mean(const std::vector<double> &samples)
+{
+	return std::accumulate(samples.begin(), samples.end(), 0.0) /
+	       static_cast<double>(samples.size());
+}
+
+double median(std::vector<double> samples)
+{
+	const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
+
+	std::ranges::nth_element(samples, middle);
+	return *middle;
+}
+
+double time(const std::function<void()> &work)
+{
+	const auto begin = clock::now();
+
+	work();
+	return std::chrono::duration<double, std::nano>(clock::now() - begin).count();
+}
+
+class bench {
+public:
+	explicit bench(unsigned int vcpus) : vm_(vcpus)
+	{
+		std::vector<guests::location> visited;
+
+		for (std::uint32_t i = 0; i < many; i++)
+			many_.push_back({
+				.slot = many_first_slot + i,
+				.guest_phys_addr = many_gpa + i * guests::page_size,
+				.memory_size = guests::page_size,
+				.userspace_addr = many_memory_.page(i),
+			});
+		guests::append(visited, 0, range_pages, guests::fixed);
+		vm_.set_locations(visited);
+		vm_.set_region(whole_[0]);
+		device_.bind(vm_.fd());
+		vm_.start();
+		vm_.wait_for_passes();
+	}
+
+	void split_and_merge(comparison &to)
+	{
+		change(whole_, split_, to);
+		change(split_, whole_, to);
+	}
+
+	void create_and_delete(comparison &created, comparison &deleted)
+	{
+		one_by_one(none_, many_, created);
+		one_by_one(many_, none_, deleted);
+		batched(none_, many_, created);
+		batched(many_, none_, deleted);
+	}
+
+	void finish()
+	{
+		vm_.stop();
+	}
+
+private:
+	/* There one way, back untimed, there the other way */
+	void change(const guests::layout &from, const guests::layout &to, comparison &noted)
+	{
+		one_by_one(from, to, noted);
+		guests::make_batch(batch_, to, from);
+		device_.commit(batch_);
+		batched(from, to, noted);
+	}
+
+	void one_by_one(const guests::layout &from, const guests::layout &to, comparison &noted)
+	{
+		vm_.wait_for_passes();
+		noted.one_by_one.push_back(time([&] { guests::change_one_by_one(vm_, from, to); }));
+	}
+
+	void batched(const guests::layout &from, const guests::layout &to, comparison &noted)
+	{
+		guests::make_batch(batch_, from, to);
+		vm_.wait_for_passes();
+		noted.batched.push_back(
+			time([&] { noted.strategy = device_.commit(batch_).strategy; }));
+	}
+
+	guests::stamped_memory memory_{range_pages};
+	guests::host_memory many_memory_{many};
+	guests::layout none_;
+	guests::layout whole_{memory_.at(0, 0, range_pages, 0)};
+	guests::layout split_{
+		memory_.at(0, 0, split_at, 0),
+		memory_.at(1, split_at, range_pages - 2 * split_at, split_at),
+		memory_.at(2, range_pages - split_at, split_at, range_pages - split_at),
+	};
+	guests::layout many_;
+	guests::vm vm_;
+	memslot::device device_ = memslot::device::open();
+	memslot::batch batch_;
+};
+
+unsigned int number(const char *text, unsigned int most)
+{
+	char *end = nullptr;
+	const unsigned long value = std::strtoul(text, &end, 10);
+
+	if (end == text || *end || value < 1 || value > most)
+		throw std::invalid_argument(std::string(text) + " is not a number from 1 to " +
+					    std::to_string(most));
+	return static_cast<unsigned int>(value);
+}
+
+options parse(int argc, char **argv)
+{
+	static constexpr std::array<option, 4> known{{
+		{"vcpus", required_argument, nullptr, 'v'},
+		{"rounds", required_argument, nullptr, 'r'},
+		{"help", no_argument, nullptr, 'h'},
+		{nullptr, 0, nullptr, 0},
+	}};
+	options chosen;
+
+	for (int c; (c = getopt_long(argc, argv, "", known.data(), nullptr)) != -1;) {
+		switch (c) {
+		case 'v':
+			chosen.vcpus = number(optarg, guests::max_vcpus);
+			break;
+		case 'r':
+			chosen.rounds = number(optarg, 1000000);
+			break;
+		case 'h':
+			std::fputs(usage, stdout);
+			std::exit(EXIT_SUCCESS);
+		default:
+			throw std::invalid_argument("try --help");
+		}
+	}
+	if (optind != argc)
+		throw std::invalid_argument(std::string("what is ") + argv[optind] + "?");
+	return chosen;
+}
+
+void print(const char *name, const comparison &noted)
+{
+	std::printf(", \"%s\": {\"samples\": %zu, \"one_by_one_ns\": %.0f, \"batched_ns\": %.0f, "
+		    "\"ratio\": %.2f, \"one_by_one_mean_ns\": %.0f, \"batched_mean_ns\": %.0f, "
+		    "\"mean_ratio\": %.2f, \"strategy\": \"%s\"}",
+		    name, noted.batched.size(), median(noted.one_by_one), median(noted.batched),
+		    median(noted.one_by_one) / median(noted.batched), mean(noted.one_by_one),
+		    mean(noted.batched), mean(noted.one_by_one) / mean(noted.batched),
+		    memslot::words(noted.strategy).data());
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+try {
+	constexpr unsigned int rounds_per_many = 20;
+	const options chosen = parse(argc, argv);
+	comparison three;
+	comparison created;
+	comparison deleted;
+	bench bench(chosen.vcpus);
+
+	for (unsigned int i = 0; i < chosen.rounds; i++) {
+		bench.split_and_merge(three);
+		if (i % rounds_per_many == 0)
+			bench.create_and_delete(created, deleted);
+	}
+	bench.finish();
+
+	std::printf("{\"vcpus\": %u", chosen.vcpus);
+	print("three_changes", three);
+	print("delete_512", deleted);
+	print("create_512", created);
+	std::printf("}\n");
+	return EXIT_SUCCESS;
+} catch (const std::invalid_argument &why) {
+	std::fprintf(stderr, "slot_bench: %s\n", why.what());
+	return 2;
+} catch (const std::exception &why) {
+	std::fprintf(stderr, "slot_bench: %s\n", why.what());
+	return EXIT_FAILURE;
+}

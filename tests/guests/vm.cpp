@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "vm.hpp"
+
+#include <cstring>
+#include <pthread.h>
+#include <signal.h>
+#include <stdexcept>
+#include <sys/mman.h>
+
+namespace guests {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+/* Pages of the control slot */
+enum control_page : std::uint64_t {
+	pml4_page = 1,
+	pdpt_page = 2,
+	directory_page = 3,
+	code_page = 4,
+	shared_data_page = 5,
+	first_vcpu_page = 16,
+	control_pages = first_vcpu_page + max_vcpus,
+};
+
+constexpr std::uint64_t gpa_of(std::uint64_t page)
+{
+	return page * page_size;
+}
+
+/* Mapped for the guest, but no slot is ever there */
+constexpr std::uint64_t mailbox_gpa = 512 << 20;
+
+constexpr std::uint64_t pte_present = 1 << 0;
+constexpr std::uint64_t pte_writable = 1 << 1;
+constexpr std::uint64_t pde_large = 1 << 7;
+
+constexpr std::uint64_t cr0_pe = 1ULL << 0;
+constexpr std::uint64_t cr0_et = 1ULL << 4;
+constexpr std::uint64_t cr0_pg = 1ULL << 31;
+constexpr std::uint64_t cr4_pae = 1ULL << 5;
+constexpr std::uint64_t efer_lme = 1ULL << 8;
+constexpr std::uint64_t efer_lma = 1ULL << 10;
+
+/*
+ * struct kvm_cpuid2 and its ioctls: in Debian 12's <asm/kvm.h> the struct has another size in C++
+ * than in C.
+ */
+struct cpuid_table {
+	std::uint32_t count;
+	std::uint32_t padding;
+	std::array<kvm_cpuid_entry2, 256> entries;
+};
+
+constexpr unsigned long get_supported_cpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
+constexpr unsigned long set_cpuid2 = _IOW(KVMIO, 0x90, std::uint64_t);
+
+constexpr int kick_signal = SIGUSR1;
+
+constexpr auto patience = 60s;
+
+void on_kick(int)
+{
+}
+
+/* Changed by the guest while we look */
+std::uint64_t look(std::uint64_t &word)
+{
+	return std::atomic_ref(word).load(std::memory_order_relaxed);
+}
+
+void copy(std::byte *to, const std::byte *begin, const std::byte *end)
+{
+	std::copy(begin, end, to);
+}
+
+} // namespace
+
+void fail(const std::string &what)
+{
+	throw std::system_error(errno, std::generic_category(), what);
+}
+
+host_memory::host_memory(std::uint64_t pages) : bytes_(pages * page_size)
+{
+	void *memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (memory == MAP_FAILED)
+		fail("mmap of " + std::to_string(bytes_) + " bytes");
+	base_ = static_cast<std::byte *>(memory);
+}
+
+host_memory::~host_memory()
+{
+	munmap(base_, bytes_);
+}
+
+vm::vm(unsigned int vcpus) : control_(control_pages), vcpus_(vcpus)
+{
+	struct sigaction action {};
+	action.sa_handler = on_kick;
+	if (sigaction(kick_signal, &action, nullptr) < 0)
+		fail("sigaction");
+
+	kvm_fd_ = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm_fd_ < 0)
+		fail("/dev/kvm: load kvm_amd or kvm_intel, or use a test VM (tests/vm/run)");
+	vm_fd_ = ioctl(kvm_fd_, KVM_CREATE_VM, 0);
+	if (vm_fd_ < 0)
+		fail("KVM_CREATE_VM");
+
+	/* Else KVM answers a failed fetch with #UD, and the retry is no longer the same access */
+	kvm_enable_cap exit_on_failure{};
+	exit_on_failure.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE;
+	exit_on_failure.args[0] = 1;
+	if (ioctl(vm_fd_, KVM_ENABLE_CAP, &exit_on_failure) < 0)
+		fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
+
+	std::array<std::uint64_t, 512> table{};
+	const auto put_table = [&](std::uint64_t page) {
+		std::memcpy(control_.page(page), table.data(), sizeof(table));
+	};
+	for (std::uint64_t i = 0; i < table.size(); i++)
+		table[i] = i << 21 | pde_large | pte_writable | pte_present;
+	put_table(directory_page);
+	table.fill(0);
+	table[0] = gpa_of(directory_page) | pte_writable | pte_present;
+	put_table(pdpt_page);
+	table[0] = gpa_of(pdpt_page) | pte_writable | pte_present;
+	put_table(pml4_page);
+	copy(control_.page(code_page), guest_code, guest_code_end);
+	set_region({
+		.slot = 0,
+		.guest_phys_addr = 0,
+		.memory_size = control_pages * page_size,
+		.userspace_addr = control_.page(0),
+	});
+
+	for (unsigned int i = 0; i < vcpus; i++)
+		create_vcpu(i);
+}
+
+vm::~vm()
+{
+	stop_wanted_ = true;
+	if (pause_wanted_)
+		resume();
+	kick();
+	for (vcpu &each : vcpus_) {
+		if (each.thread.joinable())
+			each.thread.join();
+		if (each.run)
+			munmap(each.run,
+			       static_cast<std::size_t>(ioctl(kvm_fd_, KVM_GET_VCPU_MMAP_SIZE, 0)));
+		if (each.fd >= 0)
+			close(each.fd);
+	}
+	if (vm_fd_ >= 0)
+		close(vm_fd_);
+	if (kvm_fd_ >= 0)
+		close(kvm_fd_);
+}
+
+void vm::create_vcpu(unsigned int index)
+{
+	vcpu &self = vcpus_[index];
+
+	self.fd = ioctl(vm_fd_, KVM_CREATE_VCPU, index);
+	if (self.fd < 0)
+		fail("KVM_CREATE_VCPU");
+	const int size = ioctl(kvm_fd_, KVM_GET_VCPU_MMAP_SIZE, 0);
+	if (size < 0)
+		fail("KVM_GET_VCPU_MMAP_SIZE");
+	void *run = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ | PROT_WRITE,
+			 MAP_SHARED, self.fd, 0);
+	if (run == MAP_FAILED)
+		fail("mmap of a vCPU");
+	self.run = static_cast<kvm_run *>(run);
+
+	const auto cpuid = std::make_unique<cpuid_table>();
+	cpuid->count = static_cast<std::uint32_t>(cpuid->entries.size());
+	if (ioctl(kvm_fd_, get_supported_cpuid, cpuid.get()) < 0)
+		fail("KVM_GET_SUPPORTED_CPUID");
+	if (ioctl(self.fd, set_cpuid2, cpuid.get()) < 0)
+		fail("KVM_SET_CPUID2");
+	reset_registers(index);
+}
+
+void vm::reset_registers(unsigned int index)
+{
+	const int fd = vcpus_[index].fd;
+	kvm_sregs sregs{};
+	kvm_regs regs{};
+
+	if (ioctl(fd, KVM_GET_SREGS, &sregs) < 0)
+		fail("KVM_GET_SREGS");
+	kvm_segment segment{};
+	segment.limit = 0xffffffff;
+	segment.present = 1;
+	segment.s = 1;
+	segment.g = 1;
+	segment.selector = 1 << 3;
+	segment.type = 11; /* code, readable, accessed */
+	segment.l = 1;
+	sregs.cs = segment;
+	segment.selector = 2 << 3;
+	segment.type = 3; /* data, writable, accessed */
+	segment.l = 0;
+	segment.db = 1;
+	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment;
+	sregs.cr3 = gpa_of(pml4_page);
+	sregs.cr4 = cr4_pae;
+	sregs.efer = efer_lme | efer_lma;
+	sregs.cr0 = cr0_pg | cr0_et | cr0_pe;
+	if (ioctl(fd, KVM_SET_SREGS, &sregs) < 0)
+		fail("KVM_SET_SREGS");
+
+	regs.rip = gpa_of(code_page);
+	regs.rbx = gpa_of(first_vcpu_page + index);
+	regs.rsp = gpa_of(first_vcpu_page + index + 1);
+	regs.rbp = gpa_of(shared_data_page);
+	regs.rflags = 1 << 1;
+	if (ioctl(fd, KVM_SET_REGS, &regs) < 0)
+		fail("KVM_SET_REGS");
+}
+
+void vm::set_region(const memslot::region &region)
+{
+	kvm_userspace_memory_region arg{};
+
+	arg.slot = region.slot;
+	arg.guest_phys_addr = region.guest_phys_addr;
+	arg.memory_size = region.memory_size;
+	arg.userspace_addr = reinterpret_cast<std::uintptr_t>(region.userspace_addr);
+	if (ioctl(vm_fd_, KVM_SET_USER_MEMORY_REGION, &arg) < 0)
+		fail("KVM_SET_USER_MEMORY_REGION of slot " + std::to_string(region.slot));
+}
+
+void vm::set_locations(std::span<const location> locations)
+{
+	shared_page *page = shared();
+
+	if (locations.size() > max_locations)
+		throw std::logic_error("too many locations");
+	page->newest = 0;
+	page->mailbox = mailbox_gpa;
+	std::ranges::copy(locations, page->locations.begin());
+	page->end = gpa_of(shared_data_page) + offsetof(shared_page, locations) +
+		    locations.size_bytes();
+}
+
+vcpu_page *vm::counts_page(unsigned int vcpu) const
+{
+	return reinterpret_cast<vcpu_page *>(control_.page(first_vcpu_page + vcpu));
+}
+
+shared_page *vm::shared() const
+{
+	return reinterpret_cast<shared_page *>(control_.page(shared_data_page));
+}
+
+vcpu_page vm::counts(unsigned int vcpu) const
+{
+	vcpu_page *page = counts_page(vcpu);
+
+	return {
+		.loops = look(page->loops),
+		.newest = look(page->newest),
+		.versions = look(page->versions),
+		.torn = look(page->torn),
+		.torn_across = look(page->torn_across),
+		.holes = look(page->holes),
+		.emulated = look(page->emulated),
+		.emulated_reads = look(page->emulated_reads),
+		.wrong = look(page->wrong),
+	};
+}
+
+void vm::start()
+{
+	for (unsigned int i = 0; i < vcpus(); i++)
+		vcpus_[i].thread = std::thread(&vm::run_vcpu, this, i);
+}
+
+/* The flag first, then the kick: a vCPU that misses the flag leaves KVM_RUN at once. */
+void vm::kick()
+{
+	for (vcpu &each : vcpus_) {
+		if (!each.thread.joinable())
+			continue;
+		std::atomic_ref(each.run->immediate_exit).store(1);
+		pthread_kill(each.thread.native_handle(), kick_signal);
+	}
+}
+
+void vm::stop()
+{
+	stop_wanted_ = true;
+	kick();
+	for (vcpu &each : vcpus_)
+		each.thread.join();
+	if (died_)
+		throw std::runtime_error(cause_of_death_);
+}
+
+void vm::pause()
+{
+	pause_wanted_ = true;
+	kick();
+	for (unsigned int now; (now = paused_) != vcpus() && !died_;)
+		paused_.wait(now);
+}
+
+void vm::resume()
+{
+	pause_wanted_ = false;
+	pause_wanted_.notify_all();
+}
+
+void vm::wait_for_passes()
+{
+	const auto deadline = std::chrono::steady_clock::now() + patience;
+	std::vector<std::uint64_t> goals;
+
+	/* The pass under way began before */
+	for (unsigned int i = 0; i < vcpus(); i++)
+		goals.push_back(look(counts_page(i)->loops) + 2);
+	for (unsigned int i = 0; i < vcpus(); i++) {
+		while (look(counts_page(i)->loops) < goals[i] && !died_) {
+			if (std::chrono::steady_clock::now() > deadline)
+				throw std::runtime_error("vCPU " + std::to_string(i) +
+							 " does not get on");
+			std::this_thread::sleep_for(50us);
+		}
+	}
+}
+
+void vm::run_vcpu(unsigned int index)
+try {
+	vcpu &self = vcpus_[index];
+
+	while (!stop_wanted_) {
+		if (pause_wanted_) {
+			paused_++;
+			paused_.notify_all();
+			pause_wanted_.wait(true);
+			paused_--;
+			continue;
+		}
+		if (ioctl(self.fd, KVM_RUN, nullptr) == 0) {
+			handle_exit(index);
+		} else if (errno == EINTR) {
+			std::atomic_ref(self.run->immediate_exit).store(0);
+			if (!stop_wanted_)
+				exits_.interrupted++;
+		} else if (errno != EAGAIN) {
+			fail("KVM_RUN");
+		}
+	}
+} catch (const std::exception &why) {
+	if (!died_.exchange(true))
+		cause_of_death_ = "vCPU " + std::to_string(index) + ": " + why.what();
+	paused_ = vcpus();
+	paused_.notify_all();
+}
+
+void vm::handle_exit(unsigned int index)
+{
+	const kvm_run *run = vcpus_[index].run;
+
+	switch (run->exit_reason) {
+	case KVM_EXIT_MMIO:
+		handle_mmio(index);
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		/* A real VMM gives up here; going on shows how often it would have had to */
+		exits_.errors++;
+		break;
+	case KVM_EXIT_SHUTDOWN:
+		exits_.errors++;
+		reset_registers(index);
+		break;
+	default:
+		throw std::runtime_error("unexpected KVM exit " + std::to_string(run->exit_reason));
+	}
+}
+
+void vm::handle_mmio(unsigned int index)
+{
+	auto &mmio = vcpus_[index].run->mmio;
+
+	if (mmio.phys_addr == mailbox_gpa && mmio.is_write && mmio.len == sizeof(std::uint64_t)) {
+		std::memcpy(&counts_page(index)->emulated, mmio.data, mmio.len);
+		return;
+	}
+	if (mmio.phys_addr < range_gpa || mmio.phys_addr >= mailbox_gpa || mmio.is_write)
+		throw std::runtime_error("unexpected MMIO at " + std::to_string(mmio.phys_addr));
+	exits_.holes++;
+	std::memcpy(mmio.data, &hole, mmio.len);
+}
+
+} // namespace guests

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+/* A raw KVM virtual machine whose vCPUs run guest.S. */
+#pragma once
+
+#include "guest.hpp"
+
+#include <memslot.hpp>
+
+#include <atomic>
+#include <linux/kvm.h>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace guests {
+
+/* Slot 0 at guest address 0 holds all that never changes; the slots under test begin at 1. */
+inline constexpr std::uint32_t first_test_slot = 1;
+inline constexpr unsigned int max_vcpus = 16;
+
+/* Where the range under test begins */
+inline constexpr std::uint64_t range_gpa = 16 << 20;
+
+/* Throws errno's text after what was tried. */
+[[noreturn]] void fail(const std::string &what);
+
+/* Host memory, page aligned and zero. */
+class host_memory {
+public:
+	explicit host_memory(std::uint64_t pages);
+	~host_memory();
+	host_memory(const host_memory &) = delete;
+	host_memory &operator=(const host_memory &) = delete;
+
+	[[nodiscard]] std::byte *page(std::uint64_t index) const
+	{
+		return base_ + index * page_size;
+	}
+
+private:
+	std::byte *base_;
+	std::uint64_t bytes_;
+};
+
+/* What the VMM saw of all vCPUs, since the last reset. */
+struct exits {
+	/* KVM_EXIT_MMIO reads in the range under test */
+	std::atomic<std::uint64_t> holes;
+	/* KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN */
+	std::atomic<std::uint64_t> errors;
+	/* KVM_RUN returned EINTR */
+	std::atomic<std::uint64_t> interrupted;
+};
+
+class vm {
+public:
+	explicit vm(unsigned int vcpus);
+	~vm();
+	vm(const vm &) = delete;
+	vm &operator=(const vm &) = delete;
+
+	[[nodiscard]] int fd() const
+	{
+		return vm_fd_;
+	}
+
+	[[nodiscard]] unsigned int vcpus() const
+	{
+		return static_cast<unsigned int>(vcpus_.size());
+	}
+
+	/* One call of KVM_SET_USER_MEMORY_REGION; memory_size 0 deletes. */
+	void set_region(const memslot::region &region);
+
+	/* The locations that vCPUs visit, with no commit seen yet; before start(). */
+	void set_locations(std::span<const location> locations);
+
+	/* A vCPU's own counts, still counting. */
+	[[nodiscard]] vcpu_page counts(unsigned int vcpu) const;
+
+	[[nodiscard]] exits &seen()
+	{
+		return exits_;
+	}
+
+	/* Lets every vCPU run in a thread of its own, until stop(). */
+	void start();
+
+	/* Takes all vCPUs out of KVM_RUN for good; throws what a vCPU's thread died of. */
+	void stop();
+
+	/* Takes all vCPUs out of KVM_RUN until resume(), as QEMU does around its changes. */
+	void pause();
+	void resume();
+
+	/* Waits until every vCPU has begun and ended a pass since the call. */
+	void wait_for_passes();
+
+private:
+	struct vcpu {
+		int fd = -1;
+		kvm_run *run = nullptr;
+		std::thread thread;
+	};
+
+	[[nodiscard]] vcpu_page *counts_page(unsigned int vcpu) const;
+	[[nodiscard]] shared_page *shared() const;
+	void create_vcpu(unsigned int index);
+	void reset_registers(unsigned int index);
+	void run_vcpu(unsigned int index);
+	void handle_exit(unsigned int index);
+	void handle_mmio(unsigned int index);
+	void kick();
+
+	int kvm_fd_ = -1;
+	int vm_fd_ = -1;
+	host_memory control_;
+	std::vector<vcpu> vcpus_;
+	exits exits_{};
+	std::atomic<bool> stop_wanted_ = false;
+	std::atomic<bool> pause_wanted_ = false;
+	std::atomic<unsigned int> paused_ = 0;
+	std::atomic<bool> died_ = false;
+	std::string cause_of_death_;
+};
+
+} // namespace guests

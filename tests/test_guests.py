@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Guests that tell the truth: what vCPUs see while their memslots change under them.
+
+tests/guests/churn counts holes (reads and fetches that find no slot) and torn
+reads (old memory after new).  One by one through KVM there are plenty; this
+shows that the guests would tell.  Batched there must be none at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner import Result
+
+PROJECT = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("BUILD", PROJECT / "build"))
+
+Run = Callable[..., Result]
+Report = dict[str, Any]
+
+VCPUS = [1, 2, 4, 8]
+TRANSACTIONS = 40  # of one scenario
+TRANSACTIONS_OF_EACH = 16  # where one run does all scenarios
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one commit of a scenario does to slots."""
+
+    created: int = 0
+    deleted: int = 0
+    replaced: int = 0
+    moved: int = 0
+
+
+SCENARIOS = {
+    "split-merge": Counts(created=2, deleted=2, replaced=2),
+    "replace": Counts(replaced=4),
+    "move": Counts(created=1, deleted=1, moved=1),
+    "swap": Counts(moved=2),
+    "resize": Counts(replaced=2),
+}
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Where the programs are, built."""
+    subprocess.run(["make", "--silent", "-C", PROJECT / "tests/guests", f"BUILD={BUILD}"], check=True)
+    return BUILD / "guests"
+
+
+@pytest.fixture
+def churn(programs: Path, run_in_vm: Run) -> Callable[..., Report]:
+    def run(mode: str, scenario: str, vcpus: int, *more: str, transactions: int) -> Report:
+        report: Report = json.loads(
+            run_in_vm(
+                programs / "churn", "--mode", mode, "--scenario", scenario, "--vcpus", str(vcpus),
+                "--transactions", str(transactions), *more,
+            ).stdout
+        )  # fmt: skip
+        assert report["mode"] == mode
+        assert len(report["loops"]) == len(report["versions"]) == report["vcpus"] == vcpus
+        return report
+
+    return run
+
+
+def assert_truth(report: Report) -> None:
+    """Every vCPU got on, saw the changes, and nothing that it must not see."""
+    bad = ("holes", "guest_holes", "errors", "torn", "torn_across", "wrong", "stale")
+    assert {name: report[name] for name in bad} == dict.fromkeys(bad, 0)
+    for scenario in report["scenarios"].values():
+        # After every fourth transaction, churn lets all vCPUs visit the whole range
+        least = scenario["transactions"] // 4
+        assert min(scenario["loops"]) >= least
+        assert min(scenario["versions"]) >= least
+    assert report["emulated_reads"] > 0
+
+
+@pytest.mark.parametrize("vcpus", VCPUS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_batched(churn: Callable[..., Report], scenario: str, vcpus: int) -> None:
+    report = churn("batched", scenario, vcpus, transactions=TRANSACTIONS)
+    assert_truth(report)
+    # All of them cover what they take away: a fence is enough, and nobody leaves KVM_RUN for it
+    assert report["fenced"] == TRANSACTIONS
+    assert report["parked"] == report["interrupted"] == 0
+    assert report["total_ns_fenced"] > 0
+    for name, count in vars(SCENARIOS[scenario]).items():
+        assert report[name] == count * TRANSACTIONS, name
+
+
+@pytest.mark.parametrize("vcpus", VCPUS)
+def test_batched_and_parked(churn: Callable[..., Report], vcpus: int) -> None:
+    report = churn("batched", "all", vcpus, "--park", transactions=TRANSACTIONS_OF_EACH)
+    assert_truth(report)
+    assert report["parked"] == TRANSACTIONS_OF_EACH * len(SCENARIOS)
+    assert report["fenced"] == 0
+    assert report["interrupted"] > 0
+
+
+def test_one_by_one_has_holes(churn: Callable[..., Report]) -> None:
+    report = churn("one-by-one", "all", 8, transactions=TRANSACTIONS_OF_EACH)
+    # A read in a hole becomes MMIO, a fetch becomes an internal error
+    assert report["holes"] > 1000
+    assert report["errors"] > 1000
+    assert report["torn"] > 0
+    assert report["guest_holes"] == report["holes"]
+    for name, scenario in report["scenarios"].items():
+        assert scenario["holes"] + scenario["errors"] > 0, name
+    # Broken as it is, at the end all see the last layout
+    assert report["wrong"] == report["stale"] == 0
+
+
+def test_userspace_pause_has_none(churn: Callable[..., Report]) -> None:
+    report = churn("paused", "all", 4, transactions=TRANSACTIONS_OF_EACH)
+    assert_truth(report)
+    assert report["interrupted"] > 0
+
+
+def test_batches_are_faster(programs: Path, run_in_vm: Run) -> None:
+    report: Report = json.loads(run_in_vm(programs / "slot_bench", "--rounds", "40").stdout)
+    assert report["vcpus"] == 1
+    assert report["three_changes"]["strategy"] == report["create_512"]["strategy"] == "fence"
+    # Nothing takes the place of what is deleted, and KVM could nest
+    assert report["delete_512"]["strategy"] == "park"
+    assert report["three_changes"]["ratio"] > 1
+    assert report["delete_512"]["ratio"] > 4
+    assert report["create_512"]["ratio"] > 1
+
+
+def test_example_replaces_memory(run_in_vm: Run) -> None:
+    subprocess.run(["make", "--silent", "-C", PROJECT / "userlib", f"BUILD={BUILD}", "examples"], check=True)
+    result = run_in_vm(BUILD / "userlib/replace")
+    assert result.stdout == "1 created, 1 replaced, strategy fence\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mode", "none"],
+        ["--vcpus", "0"],
+        ["--vcpus", "17"],
+        ["--transactions", "1x"],
+        ["--scenario", "none"],
+        ["--mode", "paused", "--park"],
+        ["--unknown"],
+        ["word"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(programs: Path, arguments: list[str]) -> None:
+    done = subprocess.run([programs / "churn", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "churn: " in done.stderr
+    assert done.stdout == ""
