@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What a vCPU does: round and round, it reads the version in the data word of each location, then
- * the ones that the code there returns, and judges them by what was seen before.  guest.hpp has the
+ * What a vCPU does: round and round, it touches each page of its other memory, reads the version in
+ * the data word of each location, then the ones that the code there returns, and judges them by what was seen before.  guest.hpp has the
  * other side of the structures, and says what the counters mean.
  *
  * Entered in 64-bit mode with
@@ -24,7 +24,9 @@
 	.set shared_newest, 0
 	.set mailbox, 8
 	.set end, 16
-	.set locations, 24
+	.set other, 24
+	.set other_end, 32
+	.set locations, 40
 
 /* struct location */
 	.set data, 0
@@ -47,6 +49,15 @@ guest_code:
 	cld
 	lea locations(%rbp), %r14
 pass:
+	mov other(%rbp), %rsi
+	jmp 2f
+1:
+	testb $0, (%rsi)
+	add $4096, %rsi
+2:
+	cmp other_end(%rbp), %rsi
+	jb 1b
+
 	lea locations(%rbp), %r13
 read_each:
 	mov shared_newest(%rbp), %r15

@@ -65,6 +65,9 @@ struct shared_page {
 	std::uint64_t mailbox;
 	/* guest address of the end of locations */
 	std::uint64_t end;
+	/* guest addresses of memory that a pass touches besides, and of its end */
+	std::uint64_t other;
+	std::uint64_t other_end;
 	std::array<location, max_locations> locations;
 };
 
@@ -73,7 +76,8 @@ static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) 
 	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
 	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64);
 static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
-	      offsetof(shared_page, locations) == 24);
+	      offsetof(shared_page, other) == 24 && offsetof(shared_page, other_end) == 32 &&
+	      offsetof(shared_page, locations) == 40);
 static_assert(sizeof(location) == 24 && offsetof(location, code) == 8 &&
 	      offsetof(location, bias) == 16);
 static_assert(sizeof(shared_page) <= page_size);

@@ -84,11 +84,15 @@ void fail(const std::string &what)
 
 host_memory::host_memory(std::uint64_t pages) : bytes_(pages * page_size)
 {
-	void *memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	void *memory =
+		mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (memory == MAP_FAILED)
 		fail("mmap of " + std::to_string(bytes_) + " bytes");
+	/* Pages of one size on every machine, so that counts and ratios compare */
+	if (madvise(memory, bytes_, MADV_NOHUGEPAGE) ||
+	    madvise(memory, bytes_, MADV_POPULATE_WRITE))
+		fail("madvise of " + std::to_string(bytes_) + " bytes");
 	base_ = static_cast<std::byte *>(memory);
 }
 
@@ -249,6 +253,12 @@ void vm::set_locations(std::span<const location> locations)
 	std::ranges::copy(locations, page->locations.begin());
 	page->end = gpa_of(shared_data_page) + offsetof(shared_page, locations) +
 		    locations.size_bytes();
+}
+
+void vm::set_other_memory(std::uint64_t gpa, std::uint64_t bytes)
+{
+	shared()->other = gpa;
+	shared()->other_end = gpa + bytes;
 }
 
 vcpu_page *vm::counts_page(unsigned int vcpu) const

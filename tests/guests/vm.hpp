@@ -77,6 +77,9 @@ public:
 	/* The locations that vCPUs visit, with no commit seen yet; before start(). */
 	void set_locations(std::span<const location> locations);
 
+	/* Memory that every pass touches a byte per page of; before start(). */
+	void set_other_memory(std::uint64_t gpa, std::uint64_t bytes);
+
 	/* A vCPU's own counts, still counting. */
 	[[nodiscard]] vcpu_page counts(unsigned int vcpu) const;
 
