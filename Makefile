@@ -81,7 +81,7 @@ check: setup ## check style and types; the tests check more
 	@clang-format --dry-run -Werror $$($(call sources,'*.cpp' '*.hpp'))
 	@shellcheck $$($(call sources,) | xargs grep -lE '^#!/bin/(ba)?sh')
 	@MYPYPATH=tests/vm mypy --strict --cache-dir $(BUILD)/mypy tests/vm/run $$($(call sources,'*.py'))
-	@codespell -L filp,fro $$($(call sources,))
+	@codespell -L filp,fro,nd $$($(call sources,))
 
 .PHONY: clean
 clean: ## remove what was built

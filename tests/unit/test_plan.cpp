@@ -21,7 +21,7 @@ struct plan_layout {
 extern "C" bool plan_layout_find(const plan_layout *layout, u32 address_space, u32 id,
 				 plan_region *region)
 {
-	auto slot = layout->slots.find({ address_space, id });
+	auto slot = layout->slots.find({address_space, id});
 	if (slot == layout->slots.end())
 		return false;
 	*region = slot->second;
@@ -41,8 +41,7 @@ extern "C" bool plan_layout_next(const plan_layout *layout, u32 address_space, u
 	return first;
 }
 
-namespace
-{
+namespace {
 
 constexpr u64 page = 4096;
 constexpr u32 max_slot = 100;
@@ -61,13 +60,13 @@ constexpr plan_rules rules = {
 
 memslot_entry entry(u32 slot, u64 gfn, u64 npages, u64 hva_page, u32 flags = 0, u32 as = 0)
 {
-	return { .slot = slot,
-		 .address_space = as,
-		 .flags = flags,
-		 .reserved = 0,
-		 .guest_phys_addr = gfn * page,
-		 .memory_size = npages * page,
-		 .userspace_addr = hva_page * page };
+	return {.slot = slot,
+		.address_space = as,
+		.flags = flags,
+		.reserved = 0,
+		.guest_phys_addr = gfn * page,
+		.memory_size = npages * page,
+		.userspace_addr = hva_page * page};
 }
 
 memslot_entry removal(u32 slot, u32 as = 0)
@@ -77,7 +76,7 @@ memslot_entry removal(u32 slot, u32 as = 0)
 
 void add(plan_layout &layout, u32 id, u64 gfn, u64 npages, u64 hva_page, u32 flags = 0, u32 as = 0)
 {
-	layout.slots[{ as, id }] = { as, id, flags, false, gfn, npages, hva_page * page };
+	layout.slots[{as, id}] = {as, id, flags, false, gfn, npages, hva_page * page};
 }
 
 // Owns a plan, and what plan_build() said.
@@ -191,7 +190,7 @@ TEST(Plan, EqualEntryIsNoWork)
 {
 	plan_layout layout;
 	add(layout, 1, 10, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
-	built b(layout, { entry(1, 10, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES) });
+	built b(layout, {entry(1, 10, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)});
 	EXPECT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.count[PLAN_NOTHING], 1u);
 	EXPECT_EQ(b.plan.touched, 0u);
@@ -206,11 +205,11 @@ TEST(Plan, Kinds)
 	add(layout, 3, 20, 4, 300);
 	add(layout, 4, 30, 4, 400);
 	add(layout, 5, 40, 4, 500);
-	built b(layout, { removal(1), entry(2, 50, 4, 200), entry(3, 20, 5, 300),
-			  entry(4, 30, 4, 400, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
-			  entry(5, 40, 4, 500, MEMSLOT_ENTRY_READONLY), entry(6, 60, 1, 600),
-			  // moved and reflagged at once
-			  entry(7, 70, 1, 700, 0, 1) });
+	built b(layout, {removal(1), entry(2, 50, 4, 200), entry(3, 20, 5, 300),
+			 entry(4, 30, 4, 400, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
+			 entry(5, 40, 4, 500, MEMSLOT_ENTRY_READONLY), entry(6, 60, 1, 600),
+			 // moved and reflagged at once
+			 entry(7, 70, 1, 700, 0, 1)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.change[0].kind, PLAN_DELETE);
 	EXPECT_EQ(b.plan.change[1].kind, PLAN_MOVE);
@@ -227,7 +226,7 @@ TEST(Plan, CreateAndReflagDropNoSlot)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 4, 100);
-	built b(layout, { entry(1, 0, 4, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES), entry(2, 4, 1, 1) });
+	built b(layout, {entry(1, 0, 4, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES), entry(2, 4, 1, 1)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_FALSE(b.plan.drops_slots);
 	EXPECT_FALSE(b.plan.uncovers);
@@ -241,7 +240,7 @@ TEST(Plan, SplitAndMergeKeepTranslations)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 30, 100); // too small for a huge page
-	built split(layout, { entry(1, 0, 10, 100), entry(2, 10, 10, 110), entry(3, 20, 10, 120) });
+	built split(layout, {entry(1, 0, 10, 100), entry(2, 10, 10, 110), entry(3, 20, 10, 120)});
 	ASSERT_EQ(split.err, 0);
 	EXPECT_EQ(split.plan.pages_kept, 30u);
 	EXPECT_EQ(split.zaps(), zaps{});
@@ -251,7 +250,7 @@ TEST(Plan, SplitAndMergeKeepTranslations)
 	add(parts, 1, 0, 10, 100);
 	add(parts, 2, 10, 10, 110);
 	add(parts, 3, 20, 10, 120);
-	built merge(parts, { entry(1, 0, 30, 100), removal(2), removal(3) });
+	built merge(parts, {entry(1, 0, 30, 100), removal(2), removal(3)});
 	ASSERT_EQ(merge.err, 0);
 	EXPECT_EQ(merge.plan.pages_kept, 30u);
 	EXPECT_EQ(merge.zaps(), zaps{});
@@ -264,17 +263,17 @@ TEST(Plan, CutThroughAHugePageIsZappedThere)
 	add(layout, 1, 0, 4 * huge, 8 * huge);
 	u64 cut = huge + 7;
 	built b(layout,
-		{ entry(1, 0, cut, 8 * huge), entry(2, cut, 4 * huge - cut, 8 * huge + cut) });
+		{entry(1, 0, cut, 8 * huge), entry(2, cut, 4 * huge - cut, 8 * huge + cut)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.pages_kept, 4 * huge);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, cut, 1 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, cut, 1}}));
 }
 
 TEST(Plan, CutBetweenHugePagesIsNot)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 4 * huge, 8 * huge);
-	built b(layout, { entry(1, 0, huge, 8 * huge), entry(2, huge, 3 * huge, 9 * huge) });
+	built b(layout, {entry(1, 0, huge, 8 * huge), entry(2, huge, 3 * huge, 9 * huge)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.zaps(), zaps{});
 }
@@ -285,16 +284,16 @@ TEST(Plan, CutInsideAGigabytePage)
 	plan_layout layout;
 	add(layout, 1, 0, 2 * gib, 4 * gib);
 	built b(layout,
-		{ entry(1, 0, huge, 4 * gib), entry(2, huge, 2 * gib - huge, 4 * gib + huge) });
+		{entry(1, 0, huge, 4 * gib), entry(2, huge, 2 * gib - huge, 4 * gib + huge)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, huge, 1 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, huge, 1}}));
 }
 
 TEST(Plan, NoHugePageWhereGfnAndHvaDisagree)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 4 * huge, 8 * huge + 1);
-	built b(layout, { entry(1, 0, 7, 8 * huge + 1), entry(2, 7, 4 * huge - 7, 8 * huge + 8) });
+	built b(layout, {entry(1, 0, 7, 8 * huge + 1), entry(2, 7, 4 * huge - 7, 8 * huge + 8)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.zaps(), zaps{});
 }
@@ -303,11 +302,10 @@ TEST(Plan, OtherFlagsZapKeptPages)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 10, 100);
-	built b(layout,
-		{ entry(1, 0, 5, 100), entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES) });
+	built b(layout, {entry(1, 0, 5, 100), entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.pages_kept, 10u);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, 5, 5 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, 5, 5}}));
 }
 
 TEST(Plan, DirtyRingZapsWhatChangesItsName)
@@ -317,24 +315,24 @@ TEST(Plan, DirtyRingZapsWhatChangesItsName)
 	plan_layout layout;
 	add(layout, 1, 0, 10, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
 	built b(layout,
-		{ entry(1, 0, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
-		  entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES) },
+		{entry(1, 0, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
+		 entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)},
 		ring);
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, 5, 5 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, 5, 5}}));
 }
 
 TEST(Plan, MoveOverItsOwnRange)
 {
 	plan_layout layout;
 	add(layout, 1, 10, 5, 100);
-	built b(layout, { entry(1, 12, 5, 100) });
+	built b(layout, {entry(1, 12, 5, 100)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.change[0].kind, PLAN_MOVE);
 	EXPECT_EQ(b.plan.pages_removed, 2u);
 	EXPECT_EQ(b.plan.pages_remapped, 3u);
 	EXPECT_EQ(b.plan.pages_added, 2u);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, 10, 5 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, 10, 5}}));
 }
 
 TEST(Plan, NeighboursZappedAsOneRange)
@@ -347,25 +345,25 @@ TEST(Plan, NeighboursZappedAsOneRange)
 	}
 	built b(layout, entries);
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.zaps(), (zaps{ { 0, 0, 64 } }));
+	EXPECT_EQ(b.zaps(), (zaps{{0, 0, 64}}));
 	EXPECT_TRUE(b.plan.uncovers);
 }
 
 TEST(Error, Duplicate)
 {
-	built b({}, { entry(1, 0, 1, 1), entry(2, 1, 1, 1), entry(1, 2, 1, 1), entry(2, 3, 1, 1) });
+	built b({}, {entry(1, 0, 1, 1), entry(2, 1, 1, 1), entry(1, 2, 1, 1), entry(2, 3, 1, 1)});
 	expect_error(b, -EINVAL, 2, MEMSLOT_REASON_DUPLICATE);
 }
 
 TEST(Error, SameIdInTwoAddressSpacesIsFine)
 {
-	built b({}, { entry(1, 0, 1, 1), entry(1, 0, 1, 1, 0, 1) });
+	built b({}, {entry(1, 0, 1, 1), entry(1, 0, 1, 1, 0, 1)});
 	EXPECT_EQ(b.err, 0);
 }
 
 TEST(Error, DeleteOfNothing)
 {
-	built b({}, { entry(1, 0, 1, 1), removal(2) });
+	built b({}, {entry(1, 0, 1, 1), removal(2)});
 	expect_error(b, -ENOENT, 1, MEMSLOT_REASON_NO_SLOT);
 }
 
@@ -373,14 +371,14 @@ TEST(Error, GuestMemfd)
 {
 	plan_layout layout;
 	add(layout, 1, 0, 1, 1);
-	layout.slots[{ 0, 1 }].guest_memfd = true;
-	expect_error(built(layout, { removal(1) }), -EOPNOTSUPP, 0, MEMSLOT_REASON_GUEST_MEMFD);
+	layout.slots[{0, 1}].guest_memfd = true;
+	expect_error(built(layout, {removal(1)}), -EOPNOTSUPP, 0, MEMSLOT_REASON_GUEST_MEMFD);
 }
 
 TEST(Error, OverlapNamesTheFirstEntryThatMakesOne)
 {
-	built b({}, { entry(1, 100, 10, 1), entry(2, 50, 10, 1), entry(3, 0, 200, 1),
-		      entry(4, 55, 1, 1) });
+	built b({}, {entry(1, 100, 10, 1), entry(2, 50, 10, 1), entry(3, 0, 200, 1),
+		     entry(4, 55, 1, 1)});
 	expect_error(b, -EEXIST, 2, MEMSLOT_REASON_OVERLAP_ENTRY);
 }
 
@@ -388,16 +386,16 @@ TEST(Error, OverlapWithStayingSlot)
 {
 	plan_layout layout;
 	add(layout, 9, 10, 10, 100);
-	expect_error(built(layout, { entry(1, 0, 10, 1), entry(2, 19, 2, 1) }), -EEXIST, 1,
+	expect_error(built(layout, {entry(1, 0, 10, 1), entry(2, 19, 2, 1)}), -EEXIST, 1,
 		     MEMSLOT_REASON_OVERLAP_SLOT);
-	EXPECT_EQ(built(layout, { entry(1, 0, 10, 1), entry(2, 20, 2, 1) }).err, 0);
+	EXPECT_EQ(built(layout, {entry(1, 0, 10, 1), entry(2, 20, 2, 1)}).err, 0);
 }
 
 TEST(Error, OverlapWithKvmsOwnSlot)
 {
 	plan_layout layout;
 	add(layout, internal_slot, 0xfee00, 1, 100);
-	expect_error(built(layout, { entry(1, 0, 1 << 20, 1) }), -EEXIST, 0,
+	expect_error(built(layout, {entry(1, 0, 1 << 20, 1)}), -EEXIST, 0,
 		     MEMSLOT_REASON_OVERLAP_SLOT);
 }
 
@@ -407,8 +405,7 @@ TEST(Error, NoOverlapWithWhatLeaves)
 	add(layout, 1, 0, 10, 100);
 	add(layout, 2, 20, 10, 200);
 	// 3 takes the place of 1, 1 and 2 swap away
-	EXPECT_EQ(built(layout, { entry(3, 0, 10, 300), entry(1, 20, 10, 100), removal(2) }).err,
-		  0);
+	EXPECT_EQ(built(layout, {entry(3, 0, 10, 300), entry(1, 20, 10, 100), removal(2)}).err, 0);
 }
 
 // ---- Against a model that keeps a map of single pages ----
@@ -427,8 +424,8 @@ page_map pages_of(const std::map<std::pair<u32, u32>, plan_region> &slots)
 	page_map pages;
 	for (const auto &[key, slot] : slots)
 		for (u64 i = 0; i < slot.npages; i++)
-			pages[{ key.first, slot.gfn + i }] = { slot.id, slot.hva + i * page,
-							       slot.flags };
+			pages[{key.first, slot.gfn + i}] = {slot.id, slot.hva + i * page,
+							    slot.flags};
 	return pages;
 }
 
@@ -443,14 +440,14 @@ verdict judge(const plan_layout &layout, const std::vector<memslot_entry> &entri
 {
 	std::set<std::pair<u32, u32>> named;
 	for (u32 i = 0; i < entries.size(); i++)
-		if (!named.insert({ entries[i].address_space, entries[i].slot }).second)
-			return { -EINVAL, i, MEMSLOT_REASON_DUPLICATE, {} };
+		if (!named.insert({entries[i].address_space, entries[i].slot}).second)
+			return {-EINVAL, i, MEMSLOT_REASON_DUPLICATE, {}};
 	for (u32 i = 0; i < entries.size(); i++)
 		if (!entries[i].memory_size &&
-		    !layout.slots.contains({ entries[i].address_space, entries[i].slot }))
-			return { -ENOENT, i, MEMSLOT_REASON_NO_SLOT, {} };
+		    !layout.slots.contains({entries[i].address_space, entries[i].slot}))
+			return {-ENOENT, i, MEMSLOT_REASON_NO_SLOT, {}};
 
-	verdict v{ .after = layout.slots };
+	verdict v{.after = layout.slots};
 	for (const auto &key : named)
 		v.after.erase(key);
 	page_map staying = pages_of(v.after);
@@ -459,23 +456,23 @@ verdict judge(const plan_layout &layout, const std::vector<memslot_entry> &entri
 		const memslot_entry &e = entries[i];
 		if (!e.memory_size)
 			continue;
-		plan_region region = { e.address_space,
-				       e.slot,
-				       e.flags,
-				       false,
-				       e.guest_phys_addr / page,
-				       e.memory_size / page,
-				       e.userspace_addr };
+		plan_region region = {e.address_space,
+				      e.slot,
+				      e.flags,
+				      false,
+				      e.guest_phys_addr / page,
+				      e.memory_size / page,
+				      e.userspace_addr};
 		bool hits_entry = false, hits_slot = false;
 		for (u64 gfn = region.gfn; gfn < region.gfn + region.npages; gfn++) {
-			hits_entry |= !taken.insert({ { e.address_space, gfn }, {} }).second;
-			hits_slot |= staying.contains({ e.address_space, gfn });
+			hits_entry |= !taken.insert({{e.address_space, gfn}, {}}).second;
+			hits_slot |= staying.contains({e.address_space, gfn});
 		}
 		if (hits_entry)
-			return { -EEXIST, i, MEMSLOT_REASON_OVERLAP_ENTRY, {} };
+			return {-EEXIST, i, MEMSLOT_REASON_OVERLAP_ENTRY, {}};
 		if (hits_slot)
-			return { -EEXIST, i, MEMSLOT_REASON_OVERLAP_SLOT, {} };
-		v.after[{ e.address_space, e.slot }] = region;
+			return {-EEXIST, i, MEMSLOT_REASON_OVERLAP_SLOT, {}};
+		v.after[{e.address_space, e.slot}] = region;
 	}
 	return v;
 }
@@ -494,8 +491,8 @@ void compare(const plan_layout &layout, const std::vector<memslot_entry> &entrie
 	page_map before = pages_of(layout.slots), after = pages_of(v.after);
 	std::set<std::pair<u32, u64>> touched;
 	for (const memslot_entry &e : entries) {
-		auto old = layout.slots.find({ e.address_space, e.slot });
-		auto now = v.after.find({ e.address_space, e.slot });
+		auto old = layout.slots.find({e.address_space, e.slot});
+		auto now = v.after.find({e.address_space, e.slot});
 		bool existed = old != layout.slots.end(), exists = now != v.after.end();
 		if (existed && exists && old->second.gfn == now->second.gfn &&
 		    old->second.npages == now->second.npages &&
@@ -503,10 +500,10 @@ void compare(const plan_layout &layout, const std::vector<memslot_entry> &entrie
 			continue;
 		if (existed)
 			for (u64 i = 0; i < old->second.npages; i++)
-				touched.insert({ e.address_space, old->second.gfn + i });
+				touched.insert({e.address_space, old->second.gfn + i});
 		if (exists)
 			for (u64 i = 0; i < now->second.npages; i++)
-				touched.insert({ e.address_space, now->second.gfn + i });
+				touched.insert({e.address_space, now->second.gfn + i});
 	}
 
 	u64 kept = 0, remapped = 0, removed = 0, added = 0;
@@ -526,10 +523,10 @@ void compare(const plan_layout &layout, const std::vector<memslot_entry> &entrie
 			// KVM switches dirty logging of a slot by itself
 			bool reflag =
 				was->second.id == is->second.id &&
-				layout.slots.at({ key.first, is->second.id }).gfn ==
-					v.after.at({ key.first, is->second.id }).gfn &&
-				layout.slots.at({ key.first, is->second.id }).npages ==
-					v.after.at({ key.first, is->second.id }).npages &&
+				layout.slots.at({key.first, is->second.id}).gfn ==
+					v.after.at({key.first, is->second.id}).gfn &&
+				layout.slots.at({key.first, is->second.id}).npages ==
+					v.after.at({key.first, is->second.id}).npages &&
 				!((was->second.flags ^ is->second.flags) & MEMSLOT_ENTRY_READONLY);
 			if (was->second.flags != is->second.flags && !reflag)
 				must_zap.insert(key);
@@ -545,7 +542,7 @@ void compare(const plan_layout &layout, const std::vector<memslot_entry> &entrie
 	std::set<std::pair<u32, u64>> zapped;
 	for (const auto &[as, gfn, npages] : b.zaps())
 		for (u64 i = 0; i < npages; i++)
-			ASSERT_TRUE(zapped.insert({ as, gfn + i }).second);
+			ASSERT_TRUE(zapped.insert({as, gfn + i}).second);
 	ASSERT_EQ(zapped, must_zap);
 }
 
@@ -561,9 +558,9 @@ TEST(Model, RandomBatches)
 		for (u32 i = 0; i < below(8); i++) {
 			u32 as = below(2), id = below(10);
 			u64 gfn = below(40), npages = 1 + below(8);
-			bool free = !layout.slots.contains({ as, id });
+			bool free = !layout.slots.contains({as, id});
 			for (u64 k = 0; k < npages; k++)
-				free &= !pages.contains({ as, gfn + k });
+				free &= !pages.contains({as, gfn + k});
 			if (!free)
 				continue;
 			// offsets of hva to gfn repeat, so that pages are kept often
