@@ -409,12 +409,27 @@ static void report_plan(struct commit *c, u32 park_cause)
 	reply->strategy = reply->park_cause ? MEMSLOT_STRATEGY_PARK : MEMSLOT_STRATEGY_FENCE;
 }
 
-static void report_generations(struct commit *c)
+static void report_generations(struct kvm *kvm, struct memslot_commit *reply)
 {
 	u32 as;
 
-	for (as = 0; as < compat_address_spaces(c->kvm); as++)
-		c->reply->generation[as] = __kvm_memslots(c->kvm, as)->generation;
+	lockdep_assert_held(&kvm->slots_lock);
+
+	for (as = 0; as < compat_address_spaces(kvm); as++)
+		reply->generation[as] = __kvm_memslots(kvm, as)->generation;
+}
+
+/**
+ * commit_refused - report on a batch that was refused before commit_apply()
+ * @kvm: the VM
+ * @reply: out: the generations
+ */
+void commit_refused(struct kvm *kvm, struct memslot_commit *reply)
+{
+	if (mutex_lock_killable(&kvm->slots_lock))
+		return;
+	report_generations(kvm, reply);
+	mutex_unlock(&kvm->slots_lock);
 }
 
 /* ---- The way through ---- */
@@ -524,7 +539,7 @@ static int attempt_locked(struct commit *c)
 	if (err)
 		return err;
 	err = attempt(c);
-	report_generations(c);
+	report_generations(c->kvm, c->reply);
 	mutex_unlock(&c->kvm->slots_lock);
 	return err;
 }

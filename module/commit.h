@@ -7,5 +7,6 @@
 
 int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
 		 bool *settled, struct memslot_commit *reply);
+void commit_refused(struct kvm *kvm, struct memslot_commit *reply);
 
 #endif /* MEMSLOT_COMMIT_H */

@@ -175,6 +175,7 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 	if (err) {
 		arg->failed_index = error.index;
 		arg->reason = error.reason;
+		commit_refused(file->kvm, arg);
 		return err;
 	}
 	err = commit_apply(file->kvm, file->batch.entry, file->batch.count, &file->settled, arg);

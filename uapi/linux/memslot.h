@@ -275,8 +275,8 @@ struct memslot_stage {
  * @pages_added: out: pages whose gfn had no slot before
  * @ns_fenced: out: nanoseconds that page faults in range could not complete
  * @generation: out: KVM's generation per address space, after the commit (or
- *	as it is, on failure and with TEST_ONLY); 0 where an error was found
- *	before the VM's layout was looked at
+ *	as it is, on failure and with TEST_ONLY); 0 where the caller may not
+ *	change the VM
  *
  * Applies staged and inline entries as one change: every lookup of guest
  * memory finds the old layout or the new one.  On success the batch is empty;
