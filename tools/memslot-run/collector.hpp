@@ -74,7 +74,7 @@ public:
 	static constexpr std::size_t max_entries = 4096;
 	static constexpr std::size_t max_calls = 2 * max_entries;
 
-	/** How long changes wait at most, in nanoseconds. */
+	/** How long changes of a thread without a mutex wait at most, in nanoseconds. */
 	static constexpr std::uint64_t patience = 1'000'000;
 	/**
 	 * The same for changes of a thread that holds a mutex: nobody who respects its lock looks
@@ -143,9 +143,16 @@ public:
 			commit(kernel, moment::full);
 
 		const undo before = put(space, id, old, wanted);
-		const int err = check(kernel);
+
+		layout_.set(space, id, wanted);
+
+		/* Who holds no mutex has no transaction that we could know of, unless half done */
+		const bool at_once = !locked && entries_ && is_whole();
+		std::uint32_t reason = MEMSLOT_REASON_NONE;
+		const int err = at_once ? try_commit(kernel, reason) : check(kernel);
 
 		if (err) {
+			layout_.set(space, id, old);
 			take_back(space, id, before);
 			switch (err) {
 			case ENOENT:
@@ -156,16 +163,20 @@ public:
 			case EIO:
 			case EINTR:
 				return err;
-			default:
-				/* Not for the module: KVM has its own answer */
-				return pass_on(kernel, call, pass);
+			case EBUSY:
+				count(statistics_->failed);
+				kernel.tell_failed(err, reason, 1);
+				break;
 			}
+			/* Not for the module: KVM has its own answer */
+			return pass_on(kernel, call, pass);
 		}
 
-		layout_.set(space, id, wanted);
 		count(statistics_->changes);
-		if (!entries_) {
-			/* It undid what was collected */
+		if (at_once)
+			count(statistics_->moments[static_cast<std::size_t>(moment::whole)]);
+		if (at_once || !entries_) {
+			/* Applied, or it undid what was collected */
 			clear();
 			return 0;
 		}
@@ -180,35 +191,12 @@ public:
 		if (!entries_)
 			return;
 
-		memslot_commit reply{};
-		int err = 0;
-
-		for (int attempt = 0; attempt < attempts; attempt++) {
-			if (attempt)
-				kernel.pause();
-
-			const std::uint64_t begin = kernel.now();
-
-			err = kernel.commit(batch(), 0, reply);
-
-			const std::uint64_t took = kernel.now() - begin;
-
-			count(statistics_->ns_in_commits, took);
-			raise_to(statistics_->ns_longest_commit, took);
-			if (err != EBUSY && err != ENOMEM)
-				break;
-		}
+		std::uint32_t reason = MEMSLOT_REASON_NONE;
+		const int err = try_commit(kernel, reason);
 
 		count(statistics_->moments[static_cast<std::size_t>(why)]);
-		if (err) {
-			apply_singly(kernel, err, reply.reason);
-		} else {
-			count(statistics_->commits);
-			count(statistics_->entries, entries_);
-			count(statistics_->grace_periods, reply.grace_periods);
-			count(statistics_->fenced, reply.strategy == MEMSLOT_STRATEGY_FENCE);
-			count(statistics_->parked, reply.strategy == MEMSLOT_STRATEGY_PARK);
-		}
+		if (err)
+			apply_singly(kernel, err, reason);
 		clear();
 	}
 
@@ -382,6 +370,59 @@ private:
 		position_[batch_[hole].address_space][batch_[hole].slot] =
 			static_cast<std::uint16_t>(hole + 1);
 		position_[space][id] = 0;
+	}
+
+	/**
+	 * False if a slot was deleted and something that it mapped is mapped by no other: then the
+	 * slots that take its place are yet to come, or it really is to go.  What KVM can do in one
+	 * call, as moving a slot, is whole in itself.
+	 */
+	[[nodiscard]] bool is_whole() const noexcept
+	{
+		for (std::size_t i = 0; i < entries_; i++) {
+			const memslot_entry &entry = batch_[i];
+			const region &was = committed_[i];
+			const bool one_call = entry.memory_size == was.memory_size &&
+					      entry.userspace_addr == was.userspace_addr &&
+					      !((entry.flags ^ was.flags) & KVM_MEM_READONLY);
+
+			if (was.present() && !one_call && !layout_.covers(entry.address_space, was))
+				return false;
+		}
+		return true;
+	}
+
+	/** Commits, if need be more than once; the batch is still there afterwards. */
+	int try_commit(Kernel &kernel, std::uint32_t &reason)
+	{
+		memslot_commit reply{};
+		int err = 0;
+
+		for (int attempt = 0; attempt < attempts; attempt++) {
+			if (attempt)
+				kernel.pause();
+
+			const std::uint64_t begin = kernel.now();
+
+			err = kernel.commit(batch(), 0, reply);
+
+			const std::uint64_t took = kernel.now() - begin;
+
+			count(statistics_->ns_in_commits, took);
+			raise_to(statistics_->ns_longest_commit, took);
+			if (err != EBUSY && err != ENOMEM)
+				break;
+		}
+		reason = reply.reason;
+		if (err)
+			return err;
+
+		count(statistics_->commits);
+		count(statistics_->entries, entries_);
+		count(statistics_->grace_periods, reply.grace_periods);
+		count(statistics_->fenced, reply.strategy == MEMSLOT_STRATEGY_FENCE);
+		count(statistics_->parked, reply.strategy == MEMSLOT_STRATEGY_PARK);
+		return 0;
 	}
 
 	/** Would the batch commit? */

@@ -78,6 +78,26 @@ public:
 		return false;
 	}
 
+	/** True if slots map all of the guest addresses of this region. */
+	[[nodiscard]] bool covers(unsigned space, const region &wanted) const noexcept
+	{
+		const address_space &in = spaces_[space];
+		std::uint64_t reached = wanted.guest_phys_addr;
+		std::size_t i = in.position(reached);
+
+		/* The one that starts earlier may reach in */
+		if (i > 0)
+			i--;
+		for (; i < in.count && reached < wanted.guest_end(); i++) {
+			const region &one = in.regions[in.order[i]];
+
+			if (one.guest_phys_addr > reached)
+				return false;
+			reached = std::max(reached, one.guest_end());
+		}
+		return reached >= wanted.guest_end();
+	}
+
 	/** Gives the slot a region that overlaps no other, or none. */
 	void set(unsigned space, unsigned id, const region &wanted) noexcept
 	{

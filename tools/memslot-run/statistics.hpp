@@ -28,6 +28,8 @@ enum class moment : std::uint8_t {
 	memory,
 	/** an ioctl needs the changes */
 	ioctl,
+	/** it holds no mutex, and no deletion left a hole */
+	whole,
 	/** the time was up */
 	deadline,
 	/** the batch was full */
@@ -37,8 +39,8 @@ enum class moment : std::uint8_t {
 };
 
 /** Names of the moments, for the report. */
-inline constexpr std::array moment_names{"run",	  "unlock",   "block", "memory",
-					 "ioctl", "deadline", "full",  "close"};
+inline constexpr std::array moment_names{"run",	  "unlock",   "block", "memory", "ioctl",
+					 "whole", "deadline", "full",  "close"};
 
 using counter = std::atomic<std::uint64_t>;
 

@@ -330,6 +330,8 @@ void test_deadline()
 {
 	bench b;
 
+	b.set(call(2, 0x2000, 0x1000, 0x10002000));
+	b.commit();
 	same(b.changes->deadline(), 0U, "nothing, no deadline");
 	b.set(call(0, 0, 0x1000, 0x10000000), true);
 
@@ -339,7 +341,7 @@ void test_deadline()
 	b.kernel.clock += 1000;
 	b.set(call(1, 0x1000, 0x1000, 0x10001000), true);
 	same(b.changes->deadline(), relaxed, "from the first change on");
-	b.set(call(2, 0x2000, 0x1000, 0x10002000), false);
+	b.set(call(2, 0, 0, 0), false);
 	same(b.changes->deadline(), b.kernel.clock + b.changes->patience, "others have less");
 	b.kernel.clock += 1000;
 	b.set(call(3, 0x3000, 0x1000, 0x10003000), true);
@@ -395,6 +397,54 @@ void test_dirty_log()
 	holds(b.changes->log_needs_commit(0), "logging about to start");
 }
 
+/** Who holds no mutex finds each call done, as long as no hole is left that it may yet fill. */
+void test_no_mutex()
+{
+	bench b;
+	const auto waits = [&b](const kvm_userspace_memory_region &one) {
+		same(b.set(one, false), 0, "call");
+		return b.changes->pending();
+	};
+
+	holds(!waits(call(0, 0, 0x10000, 0x10000000)), "create");
+	holds(!waits(call(0, 0, 0x10000, 0x10000000, log_dirty)), "dirty logging on");
+	holds(!waits(call(0, 0x4000, 0x10000, 0x10000000, log_dirty)), "move");
+	same(b.commits_at(moment::whole), 3U, "each at once");
+	same(b.counters.changes.load(), 3U, "and counted");
+	same(b.counters.ns_in_checks.load(), 0U, "without a check first");
+
+	holds(waits(call(0, 0, 0, 0)), "delete");
+	holds(waits(call(1, 0x4000, 0x4000, 0x10000000)), "the first part of it");
+	holds(waits(call(3, 0xc000, 0x8000, 0x10008000)), "the last part");
+	holds(waits(call(4, 0x30000, 0x4000, 0x40000000)), "something else");
+	holds(waits(call(1U << 16, 0x8000, 0x4000, 0x40000000)), "another address space");
+	holds(!waits(call(2, 0x8000, 0x4000, 0x10004000)), "what was missing");
+	same(b.kernel.batches.back().size(), 6U, "all in one batch");
+
+	holds(waits(call(1, 0, 0, 0)), "delete");
+	holds(waits(call(1, 0x3000, 0x4000, 0x50000000)), "too low by a page");
+	b.commit();
+	holds(waits(call(1, 0, 0, 0)), "delete");
+	holds(!waits(call(1, 0x1000, 0x6000, 0x50000000)), "and more in its place");
+
+	b.kernel.fail_checks = EINVAL;
+	same(b.set(call(7, 0x50000, 0x1000, 0), false), 0, "a commit needs no check");
+	b.kernel.fail_checks = 0;
+	same(b.set(call(8, model::internal.gpa, 0x1000, 0), false), EEXIST, "nor does its error");
+	same(b.set(call(8, 0x51000, 0x1000, 0), false), 0, "which left nothing behind");
+
+	b.kernel.fail_commits = {EBUSY, EBUSY, EBUSY};
+	same(b.set(call(9, 0x52000, 0x1000, 0), false), 0, "busy for good: KVM does it");
+	same(b.passed, 1, "when asked");
+	same(b.kernel.told_failed, 1, "which is said");
+	same(b.counters.failed.load(), 1U, "and counted");
+	b.kernel.fail_commits = {ENOMEM, ENOMEM, ENOMEM};
+	same(b.set(call(9, 0, 0, 0), true), 0, "delete");
+	same(b.set(call(9, 0x52000, 0x1000, 0x1000), false), ENOMEM, "as KVM would say");
+	b.commit();
+	holds(!b.kernel.vm.slots.contains({0, 9}), "what came before was kept");
+}
+
 /** Random calls: each errno as KVM's, each commit a whole layout that KVM would have had. */
 void test_against_kvm(unsigned seed)
 {
@@ -402,7 +452,6 @@ void test_against_kvm(unsigned seed)
 	const auto pick = [&random](unsigned n) { return random() % n; };
 	bench b(1 + pick(12));
 	model sequential;
-	model committed;
 	unsigned wrong = 0;
 	unsigned collected = 0;
 
@@ -425,20 +474,20 @@ void test_against_kvm(unsigned seed)
 			one.userspace_addr = now->second.hva;
 		}
 
-		const model before = b.kernel.vm;
+		const bool locked = pick(4) != 0;
+		const model kernel_before = b.kernel.vm;
+		const model kvm_before = sequential;
 		const int expected = sequential.set_region(one);
-		const int got = b.set(one);
+		const int got = b.set(one, locked);
 
 		wrong += got != expected;
 		collected += got == 0;
-		/* The kernel's layout changes by whole batches only; it committed if it changed */
-		if (!(b.kernel.vm == before))
-			committed = b.kernel.vm;
-		wrong += !(b.kernel.vm == committed);
+		/* The kernel has what KVM would have now, or had before, or nothing has changed */
+		wrong += !(b.kernel.vm == kernel_before || b.kernel.vm == kvm_before ||
+			   b.kernel.vm == sequential);
 		if (pick(5) == 0) {
 			b.commit();
 			wrong += !(b.kernel.vm == sequential);
-			committed = sequential;
 		}
 	}
 	same(wrong, 0U, "calls that differ from KVM, seed " + std::to_string(seed));
@@ -497,6 +546,7 @@ int main()
 	test_failed_commit();
 	test_full();
 	test_deadline();
+	test_no_mutex();
 	test_memory();
 	test_dirty_log();
 	for (unsigned seed = 1; seed <= 50; seed++)

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The ioctls of /dev/memslot as functions, and what sysfs says of KVM. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "helper.h"
+
+/* Out fields that a call forgets are then never right by chance. */
+#define POISON 0xa5
+
+double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+int call_ioctl(int fd, unsigned long request, void *argument)
+{
+	int result = ioctl(fd, request, argument);
+
+	return result < 0 ? -errno : result;
+}
+
+int device_open(void)
+{
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int device_bind(int device, int vm_fd, struct memslot_bind *reply)
+{
+	memset(reply, POISON, sizeof(*reply));
+	reply->size = sizeof(*reply);
+	reply->flags = 0;
+	reply->vm_fd = vm_fd;
+	reply->reserved = 0;
+	return call_ioctl(device, MEMSLOT_IOC_BIND, reply);
+}
+
+int device_stage(int device, const struct memslot_entry *entries, unsigned int count,
+		 struct memslot_stage *reply)
+{
+	memset(reply, POISON, sizeof(*reply));
+	reply->size = sizeof(*reply);
+	reply->flags = 0;
+	reply->entries = (unsigned long)entries;
+	reply->count = count;
+	reply->entry_size = sizeof(*entries);
+	return call_ioctl(device, MEMSLOT_IOC_STAGE, reply);
+}
+
+int device_commit(int device, __u32 flags, const struct memslot_entry *entries,
+		  unsigned int count, struct memslot_commit *reply)
+{
+	memset(reply, POISON, sizeof(*reply));
+	reply->size = sizeof(*reply);
+	reply->flags = flags;
+	reply->entries = (unsigned long)entries;
+	reply->count = count;
+	reply->entry_size = sizeof(*entries);
+	return call_ioctl(device, MEMSLOT_IOC_COMMIT, reply);
+}
+
+int device_reset(int device)
+{
+	struct memslot_reset reset = { .size = sizeof(reset) };
+
+	return call_ioctl(device, MEMSLOT_IOC_RESET, &reset);
+}
+
+/* The first word of a file in /sys; false if there is no such file. */
+static bool read_parameter(const char *path, char *word, size_t size)
+{
+	FILE *file = fopen(path, "re");
+	bool ok;
+
+	if (!file)
+		return false;
+	ok = fgets(word, size, file);
+	fclose(file);
+	return ok;
+}
+
+static bool parameter_is_on(const char *path)
+{
+	char word[32];
+
+	return read_parameter(path, word, sizeof(word)) && (word[0] == 'Y' || word[0] == '1');
+}
+
+bool kvm_has_tdp_mmu(void)
+{
+	return (parameter_is_on("/sys/module/kvm_amd/parameters/npt") ||
+		parameter_is_on("/sys/module/kvm_intel/parameters/ept")) &&
+	       parameter_is_on("/sys/module/kvm/parameters/tdp_mmu");
+}
+
+bool kvm_can_nest(void)
+{
+	return parameter_is_on("/sys/module/kvm_amd/parameters/nested") ||
+	       parameter_is_on("/sys/module/kvm_intel/parameters/nested");
+}
+
+long kvm_module_users(void)
+{
+	char word[32];
+
+	if (read_parameter("/sys/module/kvm_amd/refcnt", word, sizeof(word)) ||
+	    read_parameter("/sys/module/kvm_intel/refcnt", word, sizeof(word)))
+		return atol(word);
+	return -1;
+}
+
+long memslot_module_users(void)
+{
+	char word[32];
+
+	return read_parameter("/sys/module/memslot/refcnt", word, sizeof(word)) ? atol(word) : -1;
+}

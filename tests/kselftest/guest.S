@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the vCPUs run: 32-bit protected mode, flat segments, no paging.  The
+ * host copies guest_start ... guest_end to GUEST_CODE and starts a routine
+ * there with its arguments in registers.
+ */
+	.section .rodata
+	.code32
+
+	.globl guest_start, guest_scan, guest_store, guest_spin, guest_count, guest_end
+guest_start:
+
+/* Reads %ecx words from %esi on, %eax bytes apart, into the array at %edi. */
+guest_scan:
+	mov	(%esi), %edx
+	mov	%edx, (%edi)
+	add	%eax, %esi
+	add	$4, %edi
+	dec	%ecx
+	jnz	guest_scan
+	hlt
+
+/* Writes %eax to offset 8 of %ecx pages from %esi on. */
+guest_store:
+	mov	%eax, 8(%esi)
+	add	$4096, %esi
+	dec	%ecx
+	jnz	guest_store
+	hlt
+
+/*
+ * For ever: reads from and calls into each of %ecx pages from %esi on (there
+ * is a RET at offset 16 of each), then counts the round at %edi.
+ */
+guest_spin:
+	mov	%esi, %ebp
+	mov	%ecx, %edx
+1:
+	mov	(%ebp), %eax
+	lea	16(%ebp), %ebx
+	call	*%ebx
+	add	$4096, %ebp
+	dec	%edx
+	jnz	1b
+	lock incl (%edi)
+	jmp	guest_spin
+
+/*
+ * For ever: adds 1 to the word at offset 8 of each of %ecx pages from %esi on,
+ * then counts the round at %edi.
+ */
+guest_count:
+	mov	%esi, %ebp
+	mov	%ecx, %edx
+1:
+	incl	8(%ebp)
+	add	$4096, %ebp
+	dec	%edx
+	jnz	1b
+	lock incl (%edi)
+	jmp	guest_count
+
+guest_end:
+
+	.section .note.GNU-stack, "", @progbits

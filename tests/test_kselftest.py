@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Each test of tests/kselftest is an item of its own.
+
+A program runs once, in a VM, and serves all of its items.  An item whose test
+has no result fails: the program ended early, or the VM was lost.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from kernels import linux_source
+from runner import COMPLAINT, DEFAULT_KERNEL, VM, Outcome, Result
+
+SOURCES = Path(__file__).resolve().parent / "kselftest"
+BUILD = Path(os.environ.get("BUILD", SOURCES.parent.parent / "build"))
+PROGRAM_TIMEOUT = 300  # seconds; each test has its own limit of 30
+
+# Parameters of kvm_amd.  Without nested paging every commit that drops a slot parks;
+# without nested virtualization none has to.
+CONFIGURATIONS = ["", "npt=0", "nested=0"]
+
+RUN = re.compile(r"#  RUN +(\S+) \.\.\.")
+RESULT = re.compile(r"(?P<bad>not )?ok (?P<number>\d+) (?:# SKIP (?P<skipped>.*)|(?P<name>\S+))")
+LOG_MARKER = re.compile(r"memslot-kselftest: +RUN +(\S+) \.\.\.")
+
+
+def make(*arguments: str) -> str:
+    command = ["make", "--silent", "-C", str(SOURCES), f"BUILD={BUILD}", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def tests_of_all_programs() -> dict[str, list[str]]:
+    """What each program says its tests are, in the order of a run."""
+    make(f"LINUX_SOURCE={linux_source(DEFAULT_KERNEL)}")
+    return {program: subprocess.run([BUILD / "kselftest" / program, "--list"], check=True, stdout=subprocess.PIPE,
+                                    text=True).stdout.split() for program in make("programs").split()}  # fmt: skip
+
+
+TESTS = tests_of_all_programs()
+
+
+@dataclass
+class Case:
+    """One test of a run."""
+
+    passed: bool | None = None  # None: no result
+    skipped: str | None = None  # the reason
+    output: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)  # of the kernel, while it ran
+
+
+def read_output(cases: dict[str, Case], output: str) -> None:
+    """Fills in what the program said of each test."""
+    names = list(cases)
+    current: str | None = None
+    for line in output.splitlines():
+        if run := RUN.match(line):
+            current = run[1]
+            assert current in cases, f"{current} ran, but --list does not have it"
+        if current is not None:
+            cases[current].output.append(line)
+        if result := RESULT.fullmatch(line):
+            name = names[int(result["number"]) - 1]
+            assert name == current and result["name"] in (None, name), f"{line!r} came during {current}"
+            cases[name].passed = not result["bad"]
+            cases[name].skipped = result["skipped"]
+
+
+def read_log(cases: dict[str, Case], log: list[str]) -> None:
+    """Finds the tests during which the kernel complained; what came before the first is the first one's."""
+    current = next(iter(cases))
+    for line in log:
+        if marker := LOG_MARKER.search(line):
+            current = marker[1]
+        elif COMPLAINT.search(line):
+            cases[current].complaints.append(line)
+
+
+class Machine:
+    """A VM and what its runs of the programs have told."""
+
+    def __init__(self, vm: VM) -> None:
+        self.vm = vm
+        self.runs: dict[str, tuple[dict[str, Case], Result]] = {}
+
+    def run(self, program: str) -> tuple[dict[str, Case], Result]:
+        if program not in self.runs:
+            cases = {name: Case() for name in TESTS[program]}
+            self.vm.start()
+            # in one stream, so that messages are where they belong
+            result = self.vm.run(
+                "/bin/sh", "-c", 'exec "$0" 2>&1', BUILD / "kselftest" / program, timeout=PROGRAM_TIMEOUT
+            )
+            read_output(cases, result.output)
+            log = result.kernel_log
+            if result.outcome is not Outcome.LOST:
+                # What the kernel says a moment later still belongs to the last test.
+                log = log + self.vm.run("true").kernel_log
+            read_log(cases, log)
+            self.vm.complaints.clear()
+            self.runs[program] = cases, result
+        return self.runs[program]
+
+
+@pytest.fixture(scope="module")
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """The VM of the session for a KVM without parameters, else one of its own."""
+    if not request.param:
+        yield Machine(request.getfixturevalue("session_vm"))
+        return
+    with VM(request.config.getoption("--kernel"), module=True, kvm_amd=request.param) as vm:
+        yield Machine(vm)
+
+
+@pytest.mark.parametrize("machine", CONFIGURATIONS, ids=lambda parameters: parameters or "default", indirect=True)
+@pytest.mark.parametrize(("program", "name"), [(program, name) for program, names in TESTS.items() for name in names])
+def test_kselftest(machine: Machine, program: str, name: str) -> None:
+    cases, result = machine.run(program)
+    case = cases[name]
+    said = "\n".join(case.output)
+    if case.passed is None:
+        when = f"while it ran:\n{said}\n" if case.output else "before it ran:\n"
+        pytest.fail(f"{name} has no result: {program} ended {when}{result.report()}", pytrace=False)
+    if not case.passed:
+        pytest.fail(said, pytrace=False)
+    if case.complaints:
+        pytest.fail("the VM's kernel log has warnings:\n" + "\n".join(case.complaints), pytrace=False)
+    if case.skipped is not None:
+        pytest.skip(case.skipped)
