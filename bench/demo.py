@@ -176,7 +176,7 @@ def positive(text: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Shows what the module does; use `make demo`, which builds all it needs.")
     parser.add_argument("--boots", type=positive, default=10, help="of QEMU, each way; default: %(default)s")
-    parser.add_argument("--transactions", type=positive, default=60, help="per scenario, mode and vCPU count; default: %(default)s")
+    parser.add_argument("--transactions", type=positive, default=16, help="per scenario, mode and vCPU count; default: %(default)s")
     parser.add_argument("--output", type=Path, default=BUILD / "demo.json", help="default: build/demo.json")
     arguments = parser.parse_args()
 

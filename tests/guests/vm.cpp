@@ -58,7 +58,7 @@ constexpr unsigned long set_cpuid2 = _IOW(KVMIO, 0x90, std::uint64_t);
 
 constexpr int kick_signal = SIGUSR1;
 
-constexpr auto patience = 60s;
+constexpr auto patience = 300s;
 
 void on_kick(int)
 {

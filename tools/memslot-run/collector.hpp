@@ -374,19 +374,18 @@ private:
 
 	/**
 	 * False if a slot was deleted and something that it mapped is mapped by no other: then the
-	 * slots that take its place are yet to come, or it really is to go.  What KVM can do in one
-	 * call, as moving a slot, is whole in itself.
+	 * slots that take its place are yet to come, or it really is to go.  A slot that has moved
+	 * leaves nothing to wait for: KVM does that in one call.
 	 */
 	[[nodiscard]] bool is_whole() const noexcept
 	{
 		for (std::size_t i = 0; i < entries_; i++) {
 			const memslot_entry &entry = batch_[i];
 			const region &was = committed_[i];
-			const bool one_call = entry.memory_size == was.memory_size &&
-					      entry.userspace_addr == was.userspace_addr &&
-					      !((entry.flags ^ was.flags) & KVM_MEM_READONLY);
+			const bool moved = entry.memory_size == was.memory_size &&
+					   entry.userspace_addr == was.userspace_addr;
 
-			if (was.present() && !one_call && !layout_.covers(entry.address_space, was))
+			if (was.present() && !moved && !layout_.covers(entry.address_space, was))
 				return false;
 		}
 		return true;

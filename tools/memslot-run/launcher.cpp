@@ -197,13 +197,13 @@ void check_command(const fs::path &file)
 	       "build");
 }
 
-/** Beside this program, as built, or where it is installed. */
+/** Beside this program, as built, or in lib/ beside its bin/, as installed. */
 std::string find_library()
 {
 	std::error_code none;
 	const fs::path here = fs::read_symlink("/proc/self/exe", none).parent_path();
-	const std::array candidates{here / library_name,
-				    fs::path(MEMSLOT_RUN_LIBDIR) / library_name};
+	const fs::path installed = here.parent_path() / "lib/memslot";
+	const std::array candidates{here / library_name, installed / library_name};
 
 	for (const fs::path &candidate : candidates) {
 		if (access(candidate.c_str(), R_OK))
@@ -216,7 +216,7 @@ std::string find_library()
 		return candidate;
 	}
 	die(EXIT_FAILURE, std::string(library_name) + " is neither in " + here.string() +
-				  " nor in " + MEMSLOT_RUN_LIBDIR);
+				  " nor in " + installed.string());
 }
 
 /** The counters, and a path by which the command's processes find them. */
