@@ -36,14 +36,14 @@ def make(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def tests_of_all_programs() -> dict[str, list[str]]:
+def list_of_programs() -> dict[str, list[str]]:
     """What each program says its tests are, in the order of a run."""
     make(f"LINUX_SOURCE={linux_source(DEFAULT_KERNEL)}")
     return {program: subprocess.run([BUILD / "kselftest" / program, "--list"], check=True, stdout=subprocess.PIPE,
                                     text=True).stdout.split() for program in make("programs").split()}  # fmt: skip
 
 
-TESTS = tests_of_all_programs()
+TESTS = list_of_programs()
 
 
 @dataclass

@@ -630,6 +630,80 @@ TEST_F(layout, kvm_and_us_by_turns)
 	}
 }
 
+#define MSR_KVM_WALL_CLOCK 0x11
+#define MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01
+#define CLOCK_OFFSET 0x100 /* in its page */
+
+static bool set_msr(const struct vm *vm, __u32 msr, __u64 value)
+{
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entry;
+	} msrs = {
+		.header.nmsrs = 1,
+		.entry = { .index = msr, .data = value },
+	};
+
+	return ioctl(vm->vcpu[0], KVM_SET_MSRS, &msrs) == 1;
+}
+
+/* Has KVM written a clock to this page of the pool?  Wipes it. */
+static bool clock_is_there(const struct vm *vm, unsigned int page)
+{
+	__u32 *clock = (__u32 *)(vm->pool + page * PAGE + CLOCK_OFFSET);
+	const bool there = clock[1] || clock[2] || clock[3];
+
+	memset(clock, 0, 32);
+	return there;
+}
+
+/* Accesses that KVM makes by itself, with a cache of the last slot that was found */
+TEST_F(layout, wall_clock_is_written_to_the_new_memory)
+{
+	const struct memslot_entry steps[3] = { units(self, 1, 0, 4, 0), units(self, 1, 0, 4, 4),
+						units(self, 1, 0, 4, 8) };
+	const __u64 clock = WINDOW + CLOCK_OFFSET;
+	unsigned int round, i;
+
+	ASSERT_EQ(0, vm_set_region(&self->vm, &steps[2]));
+	for (round = 0; round < 9; round++) {
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &steps[round % 3], 1,
+					   &self->reply));
+		ASSERT_TRUE(set_msr(&self->vm, MSR_KVM_WALL_CLOCK, clock));
+		for (i = 0; i < 3; i++) {
+			ASSERT_EQ(i == round % 3,
+				  clock_is_there(&self->vm, 4 * i * self->unit));
+		}
+	}
+}
+
+/* The same with a cache of the host address, which only a new generation renews */
+TEST_F(layout, system_time_is_written_to_the_new_memory)
+{
+	const struct memslot_entry steps[3] = { units(self, 1, 0, 4, 0), units(self, 1, 0, 4, 4),
+						units(self, 1, 0, 4, 8) };
+	const __u64 clock = WINDOW + CLOCK_OFFSET;
+	struct kvm_clock_data now = {};
+	unsigned int round, i;
+	__u32 word;
+
+	ASSERT_EQ(0, vm_set_region(&self->vm, &steps[2]));
+	ASSERT_TRUE(set_msr(&self->vm, MSR_KVM_SYSTEM_TIME_NEW, clock | 1));
+	ASSERT_TRUE(vm_scan(&self->vm, 0, WINDOW, 1, &word));
+	ASSERT_TRUE(clock_is_there(&self->vm, 8 * self->unit));
+	for (round = 0; round < 9; round++) {
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &steps[round % 3], 1,
+					   &self->reply));
+		/* It is written before the vCPU runs next. */
+		ASSERT_EQ(0, ioctl(self->vm.fd, KVM_SET_CLOCK, &now));
+		ASSERT_TRUE(vm_scan(&self->vm, 0, WINDOW, 1, &word));
+		for (i = 0; i < 3; i++) {
+			ASSERT_EQ(i == round % 3,
+				  clock_is_there(&self->vm, 4 * i * self->unit));
+		}
+	}
+}
+
 /* ---- Any number of entries ---- */
 
 #define MANY 512

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Dirty logging of slots that a batch made, and what becomes of the log when they change. */
+#include <fcntl.h>
+
 #include "harness.h"
 
 #define LOG_DIRTY MEMSLOT_ENTRY_LOG_DIRTY_PAGES
@@ -486,6 +488,81 @@ TEST_F(dirty, nothing_is_lost_while_a_vcpu_writes)
 	}
 	/* The pages did change. */
 	ASSERT_LT(round, snapshot[0]);
+}
+
+/* ---- A huge page that a slot's boundary cuts ---- */
+
+#define EAGER_SPLIT "/sys/module/kvm/parameters/eager_page_split"
+#define CUT 300
+
+FIXTURE(huge) {
+	struct vm vm;
+	char eager_split;
+};
+
+static bool write_eager_split(char value)
+{
+	const int fd = open(EAGER_SPLIT, O_WRONLY | O_CLOEXEC);
+	const bool ok = fd >= 0 && write(fd, &value, 1) == 1;
+
+	close(fd);
+	return ok;
+}
+
+FIXTURE_SETUP(huge)
+{
+	const int fd = open(EAGER_SPLIT, O_RDONLY | O_CLOEXEC);
+
+	ASSERT_EQ(1, read(fd, &self->eager_split, 1));
+	close(fd);
+	ASSERT_TRUE(vm_create(&self->vm, 1, 1024, POOL_HUGE_PAGES));
+	ASSERT_TRUE(vm_bind(&self->vm));
+}
+
+FIXTURE_TEARDOWN(huge)
+{
+	EXPECT_TRUE(write_eager_split(self->eager_split));
+	vm_destroy(&self->vm);
+}
+
+/*
+ * With one translation over both slots, a write to the one that is not logged
+ * would make the other writable, too.
+ */
+TEST_F(huge, cut_and_logged_on_one_side)
+{
+	const struct memslot_entry whole = vm_region(&self->vm, 1, 0, 1024, 0);
+	const struct memslot_entry cut[] = {
+		vm_region(&self->vm, 1, 0, CUT, 0),
+		vm_region(&self->vm, 2, CUT, 1024 - CUT, CUT),
+	};
+	const struct memslot_entry log = with_flags(cut[1], LOG_DIRTY);
+	struct memslot_commit reply;
+	__u64 bitmap[1024 / 64] = {};
+	struct kvm_dirty_log argument = {
+		.slot = 2,
+		.dirty_bitmap = bitmap,
+	};
+	unsigned int i;
+
+	/* KVM would split them when logging begins, and hide what this is about. */
+	ASSERT_TRUE(write_eager_split('N'));
+	ASSERT_EQ(0, vm_set_region(&self->vm, &whole));
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW, 1024, 1));
+	ASSERT_EQ(2, vm_statistic(&self->vm, "pages_2m"));
+	ASSERT_TRUE(try_commit(&self->vm, cut, 2, &reply));
+	ASSERT_EQ(1024, reply.pages_kept);
+	ASSERT_TRUE(try_commit(&self->vm, &log, 1, &reply));
+	ASSERT_EQ(1, reply.reflagged);
+
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + 10 * PAGE, 1, 2));
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + (CUT + 7) * PAGE, 2, 2));
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + 600 * PAGE, 1, 2));
+	ASSERT_EQ(0, call_ioctl(self->vm.fd, KVM_GET_DIRTY_LOG, &argument));
+	for (i = 0; i < 1024 - CUT; i++) {
+		ASSERT_EQ(i == 7 || i == 8 || i == 600 - CUT, bitmap[i / 64] >> i % 64 & 1)
+			TH_LOG("page %u", i);
+	}
 }
 
 /* ---- The dirty ring: pages by slot id and offset, as of the write ---- */

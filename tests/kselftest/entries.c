@@ -720,7 +720,7 @@ TEST_F(entries, duplicates)
 {
 	const struct memslot_entry entries[] = {
 		vm_region(&self->vm, 3, FREE, 4, 0),
-		in_smm(vm_region(&self->vm, 3, FREE, 4, 0)), /* another slot */
+		in_smm(vm_region(&self->vm, 4, FREE, 4, 0)), /* another slot than the next */
 		vm_region(&self->vm, 4, FREE + 4, 4, 4),
 		vm_region(&self->vm, 3, FREE + 8, 4, 8),
 		absent(3),

@@ -169,6 +169,9 @@ bool vm_apply(struct vm *vm, const struct memslot_entry *entries, unsigned int c
 /* KVM's generations, by an empty commit. */
 bool vm_generations(const struct vm *vm, __u64 generations[MEMSLOT_MAX_ADDRESS_SPACES]);
 
+/* A statistic of the VM, from KVM's binary interface; -1 if there is none. */
+long vm_statistic(const struct vm *vm, const char *name);
+
 /* How the loaded KVM works. */
 bool kvm_has_tdp_mmu(void);
 bool kvm_can_nest(void);

@@ -5,36 +5,6 @@
  */
 #include "harness.h"
 
-/* A statistic of the VM, from KVM's binary interface; -1 if there is none. */
-static long vm_statistic(int vm_fd, const char *name)
-{
-	const int fd = ioctl(vm_fd, KVM_GET_STATS_FD, NULL);
-	struct kvm_stats_header header;
-	struct {
-		struct kvm_stats_desc desc;
-		char name[256];
-	} entry;
-	__u64 value;
-	__u32 i;
-
-	if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
-	    header.name_size > sizeof(entry.name))
-		return -1;
-	for (i = 0; i < header.num_desc; i++) {
-		const size_t size = sizeof(entry.desc) + header.name_size;
-
-		if (pread(fd, &entry, size, header.desc_offset + i * size) != size)
-			return -1;
-		if (strcmp(entry.name, name))
-			continue;
-		if (pread(fd, &value, sizeof(value), header.data_offset + entry.desc.offset) !=
-		    sizeof(value))
-			return -1;
-		return value;
-	}
-	return -1;
-}
-
 FIXTURE(probe) {
 	struct vm vm;
 };
@@ -151,8 +121,8 @@ TEST_F(probe, huge_pages_are_mapped_as_such)
 	vm.window_pages = 1024;
 	region = vm_region(&vm, 1, 0, 1024, 0);
 	ASSERT_EQ(0, vm_set_region(&vm, &region));
-	ASSERT_EQ(0, vm_statistic(vm.fd, "pages_2m"));
+	ASSERT_EQ(0, vm_statistic(&vm, "pages_2m"));
 	ASSERT_TRUE(vm_check(&vm));
-	ASSERT_EQ(2, vm_statistic(vm.fd, "pages_2m"));
+	ASSERT_EQ(2, vm_statistic(&vm, "pages_2m"));
 	vm_destroy(&vm);
 }

@@ -279,6 +279,38 @@ bool vm_store(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages, _
 	return run_to_halt(vm, vcpu);
 }
 
+long vm_statistic(const struct vm *vm, const char *name)
+{
+	const int fd = ioctl(vm->fd, KVM_GET_STATS_FD, NULL);
+	struct kvm_stats_header header;
+	struct {
+		struct kvm_stats_desc desc;
+		char name[256];
+	} entry;
+	__u64 value;
+	__u32 i;
+
+	if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
+	    header.name_size > sizeof(entry.name))
+		goto none;
+	for (i = 0; i < header.num_desc; i++) {
+		const size_t size = sizeof(entry.desc) + header.name_size;
+
+		if (pread(fd, &entry, size, header.desc_offset + i * size) != size)
+			goto none;
+		if (strcmp(entry.name, name))
+			continue;
+		if (pread(fd, &value, sizeof(value), header.data_offset + entry.desc.offset) !=
+		    sizeof(value))
+			goto none;
+		close(fd);
+		return value;
+	}
+none:
+	close(fd);
+	return -1;
+}
+
 static void do_nothing(int signal)
 {
 }
