@@ -461,25 +461,30 @@ static bool serve(struct command *command, struct end *end, long deadline, bool 
 }
 
 /*
- * Keeps a VM with a vCPU from the moment that KVM is loaded, without ever
- * running it.  KVM patches its code and the scheduler's (static keys) for the
- * first and the last VM and vCPU of a machine; QEMU 7.2's TCG now and then runs a
- * stale translation of such a place, and the test VM hangs in an endless INT3.
+ * Keeps two VMs with a vCPU from the moment that KVM is loaded, without ever
+ * running them: one without and one with a local APIC in the kernel.  KVM patches
+ * its code and the scheduler's (static keys) for the first and the last VM, vCPU
+ * and disabled APIC of a machine; QEMU 7.2's TCG now and then runs a stale
+ * translation of such a place, and the test VM hangs in an endless INT3.
  */
 static void hold_kvm(void)
 {
-	static int vm = -1;
-	int kvm;
+	static bool held;
+	int kvm, vm, apic;
 
-	if (vm >= 0)
+	if (held)
 		return;
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
 		return;
-	vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	if (vm >= 0 && ioctl(vm, KVM_CREATE_VCPU, 0) < 0)
-		die("KVM_CREATE_VCPU");
+	for (apic = 0; apic < 2; apic++) {
+		vm = ioctl(kvm, KVM_CREATE_VM, 0);
+		if (vm < 0 || (apic && ioctl(vm, KVM_CREATE_IRQCHIP) < 0) ||
+		    ioctl(vm, KVM_CREATE_VCPU, 0) < 0)
+			die("KVM");
+	}
 	close(kvm);
+	held = true;
 }
 
 static void run_command(const struct run *run, const char *strings, const char *strings_end)
