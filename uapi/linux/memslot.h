@@ -20,6 +20,8 @@
  *   E2BIG       @size is larger than this module knows and the rest is not zero
  *   EFAULT      the struct cannot be read
  *   EOPNOTSUPP  an unknown bit is set in @flags
+ *   EACCES      the file is bound with MEMSLOT_BIND_QUERY_ONLY, and the ioctl
+ *               would change the VM
  *   EINTR       a fatal signal is pending
  */
 #ifndef _UAPI_LINUX_MEMSLOT_H
@@ -74,6 +76,19 @@
  * @MEMSLOT_REASON_PARK_TIMEOUT: EBUSY: a vCPU did not leave KVM_RUN in time
  * @MEMSLOT_REASON_LOCKED: EBUSY: somebody else's change of the VM's slots, or
  *	reading of its dirty log, did not end in the time that vCPUs may be parked
+ * @MEMSLOT_REASON_GENERATION: ESTALE: the layout of an address space is not the
+ *	one of if_generation any more
+ * @MEMSLOT_REASON_BITMAP_ALIGN: EINVAL: dirty_bitmap is not a multiple of 8
+ * @MEMSLOT_REASON_BITMAP_SIZE: EINVAL: dirty_bitmap_size is too small for the
+ *	slot, not a multiple of 8, or given without dirty_bitmap; E2BIG: all
+ *	buffers of the batch together are above 64 MiB
+ * @MEMSLOT_REASON_BITMAP_UNWRITABLE: EFAULT: dirty_bitmap cannot be written
+ * @MEMSLOT_REASON_BITMAP_LOCKED: ENOMEM: the buffers are above RLIMIT_MEMLOCK
+ * @MEMSLOT_REASON_NO_DIRTY_LOG: EINVAL: a buffer for the last dirty bitmap, but
+ *	the slot has no dirty log, or keeps it (the entry changes nothing)
+ * @MEMSLOT_REASON_DIRTY_RING: EOPNOTSUPP: the VM has dirty rings, no bitmaps
+ * @MEMSLOT_REASON_QUERY_ONLY: EACCES: bound with MEMSLOT_BIND_QUERY_ONLY
+ * @MEMSLOT_REASON_NO_ROOM: ENOSPC: more slots than the caller has room for
  */
 enum memslot_reason {
 	MEMSLOT_REASON_NONE = 0,
@@ -105,6 +120,15 @@ enum memslot_reason {
 	MEMSLOT_REASON_MEMORY,
 	MEMSLOT_REASON_PARK_TIMEOUT,
 	MEMSLOT_REASON_LOCKED,
+	MEMSLOT_REASON_GENERATION,
+	MEMSLOT_REASON_BITMAP_ALIGN,
+	MEMSLOT_REASON_BITMAP_SIZE,
+	MEMSLOT_REASON_BITMAP_UNWRITABLE,
+	MEMSLOT_REASON_BITMAP_LOCKED,
+	MEMSLOT_REASON_NO_DIRTY_LOG,
+	MEMSLOT_REASON_DIRTY_RING,
+	MEMSLOT_REASON_QUERY_ONLY,
+	MEMSLOT_REASON_NO_ROOM,
 };
 
 /**
@@ -127,6 +151,8 @@ enum memslot_strategy {
  * @MEMSLOT_PARK_NESTED: the VM has run a nested guest
  * @MEMSLOT_PARK_UNCOVERS: memory goes away and nothing takes its place, while
  *	a vCPU could start a nested guest
+ * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, and the processor
+ *	keeps part of it (page-modification logging) until a vCPU stops
  */
 enum memslot_park_cause {
 	MEMSLOT_PARK_NOT = 0,
@@ -134,11 +160,16 @@ enum memslot_park_cause {
 	MEMSLOT_PARK_SHADOW_PAGING,
 	MEMSLOT_PARK_NESTED,
 	MEMSLOT_PARK_UNCOVERS,
+	MEMSLOT_PARK_DIRTY_LOG,
 };
 
 /* Bits of memslot_info.features */
 #define MEMSLOT_FEATURE_TEST_ONLY	(1ULL << 0) /* MEMSLOT_COMMIT_TEST_ONLY */
 #define MEMSLOT_FEATURE_PARK		(1ULL << 1) /* MEMSLOT_COMMIT_PARK */
+#define MEMSLOT_FEATURE_REPLACE_ALL	(1ULL << 2) /* MEMSLOT_COMMIT_REPLACE_ALL */
+#define MEMSLOT_FEATURE_IF_GENERATION	(1ULL << 3) /* MEMSLOT_COMMIT_IF_GENERATION */
+#define MEMSLOT_FEATURE_DIRTY_BITMAP	(1ULL << 4) /* memslot_entry.dirty_bitmap */
+#define MEMSLOT_FEATURE_QUERY		(1ULL << 5) /* MEMSLOT_IOC_QUERY */
 
 /**
  * struct memslot_info - ioctl(MEMSLOT_IOC_INFO)
@@ -163,10 +194,13 @@ struct memslot_info {
 };
 #define MEMSLOT_IOC_INFO _IO(MEMSLOT_IOC_TYPE, 0)
 
+/* Bits of memslot_bind.flags */
+#define MEMSLOT_BIND_QUERY_ONLY		(1U << 0) /* for MEMSLOT_IOC_QUERY alone */
+
 /**
  * struct memslot_bind - ioctl(MEMSLOT_IOC_BIND)
  * @size: sizeof(struct memslot_bind)
- * @flags: must be 0
+ * @flags: bits MEMSLOT_BIND_*
  * @vm_fd: what KVM_CREATE_VM returned
  * @address_spaces: out: number of address spaces of this VM
  * @reason: out: enum memslot_reason
@@ -174,6 +208,9 @@ struct memslot_info {
  *
  * Binds this open file to one VM, for good.  The VM's file may be closed
  * afterwards; the VM lives until this file is closed too.
+ *
+ * With MEMSLOT_BIND_QUERY_ONLY the VM may be any other process's and of any
+ * type; who has its file descriptor may look at its layout.
  *
  * Errors: EBADF (vm_fd is not open), EINVAL (not a VM), EBUSY (bound already),
  * EIO (VM of another process, or dead), EOPNOTSUPP (VM type).
@@ -191,6 +228,7 @@ struct memslot_bind {
 /* Bits of memslot_entry.flags: the same values as KVM's */
 #define MEMSLOT_ENTRY_LOG_DIRTY_PAGES	(1U << 0) /* KVM_MEM_LOG_DIRTY_PAGES */
 #define MEMSLOT_ENTRY_READONLY		(1U << 1) /* KVM_MEM_READONLY */
+#define MEMSLOT_ENTRY_GUEST_MEMFD	(1U << 2) /* KVM_MEM_GUEST_MEMFD; only from QUERY */
 
 /**
  * struct memslot_entry - the wanted final state of one slot
@@ -201,10 +239,21 @@ struct memslot_bind {
  * @guest_phys_addr: first guest physical address, bytes, page aligned
  * @memory_size: bytes, page aligned; 0 removes the slot
  * @userspace_addr: host virtual address of the first byte, page aligned
+ * @dirty_bitmap: address of a buffer for the slot's last dirty bitmap, a
+ *	multiple of 8; 0 for none
+ * @dirty_bitmap_size: size of that buffer in bytes, a multiple of 8, at least
+ *	one bit per page of today's slot; 0 without one
  *
  * A slot that exists may be given any new region and flags.  For a removal
- * only @slot and @address_space count.  An entry that equals today's slot is
- * allowed and no work.
+ * only @slot, @address_space and the buffer count.  An entry that equals
+ * today's slot is allowed and no work.
+ *
+ * The last dirty bitmap is that of the slot as it was before the commit: bit n
+ * says that page n was written since the log was last read or cleared.  It may
+ * be asked for where the entry removes, replaces or moves a slot with
+ * MEMSLOT_ENTRY_LOG_DIRTY_PAGES, or switches that off.  It is complete: all
+ * writes through the old slot are in it.  Bits of pages that keep their host
+ * address are carried to the new slot besides.
  */
 struct memslot_entry {
 	__u32 slot;
@@ -214,6 +263,8 @@ struct memslot_entry {
 	__aligned_u64 guest_phys_addr;
 	__aligned_u64 memory_size;
 	__aligned_u64 userspace_addr;
+	__aligned_u64 dirty_bitmap;
+	__aligned_u64 dirty_bitmap_size;
 };
 
 /**
@@ -248,6 +299,8 @@ struct memslot_stage {
 /* Bits of memslot_commit.flags */
 #define MEMSLOT_COMMIT_TEST_ONLY	(1U << 0) /* check and report, apply nothing */
 #define MEMSLOT_COMMIT_PARK		(1U << 1) /* park, even where a fence would do */
+#define MEMSLOT_COMMIT_REPLACE_ALL	(1U << 2) /* what is not in the batch goes */
+#define MEMSLOT_COMMIT_IF_GENERATION	(1U << 3) /* only if nobody else changed it */
 
 /**
  * struct memslot_commit - ioctl(MEMSLOT_IOC_COMMIT)
@@ -277,6 +330,13 @@ struct memslot_stage {
  * @generation: out: KVM's generation per address space, after the commit (or
  *	as it is, on failure and with TEST_ONLY); 0 where the caller may not
  *	change the VM
+ * @if_generation: with IF_GENERATION: the generation that memslot_query told,
+ *	per address space; those of address spaces that the commit does not name
+ *	are not looked at.  0 without that flag
+ * @replace_spaces: with REPLACE_ALL: bit (1 << address space) for each one
+ *	whose user slots shall be those of the batch and no others.  0 without
+ *	that flag
+ * @reserved: must be 0
  *
  * Applies staged and inline entries as one change: every lookup of guest
  * memory finds the old layout or the new one.  On success the batch is empty;
@@ -285,9 +345,14 @@ struct memslot_stage {
  * A reply that can no longer be written is not an error: the commit happened,
  * and 0 is returned.
  *
+ * IF_GENERATION makes a commit depend on what MEMSLOT_IOC_QUERY told: it fails
+ * with ESTALE if an address space that an entry or @replace_spaces names has
+ * changed since, be it by another thread's commit or by KVM's own ioctl.  Any
+ * commit gives address space 0 a new generation.
+ *
  * Errors: those of MEMSLOT_IOC_STAGE, and ENOENT, EEXIST (see enum
- * memslot_reason), EBUSY (vCPUs could not be parked in time), EOPNOTSUPP (the
- * VM is of a kind that this module does not change).
+ * memslot_reason), EBUSY (vCPUs could not be parked in time), ESTALE,
+ * EOPNOTSUPP (the VM is of a kind that this module does not change).
  */
 struct memslot_commit {
 	__u32 size;
@@ -311,6 +376,9 @@ struct memslot_commit {
 	__aligned_u64 pages_added;
 	__aligned_u64 ns_fenced;
 	__aligned_u64 generation[MEMSLOT_MAX_ADDRESS_SPACES];
+	__aligned_u64 if_generation[MEMSLOT_MAX_ADDRESS_SPACES];
+	__u32 replace_spaces;
+	__u32 reserved;
 };
 #define MEMSLOT_IOC_COMMIT _IO(MEMSLOT_IOC_TYPE, 3)
 
@@ -328,5 +396,38 @@ struct memslot_reset {
 	__u32 flags;
 };
 #define MEMSLOT_IOC_RESET _IO(MEMSLOT_IOC_TYPE, 4)
+
+/**
+ * struct memslot_query - ioctl(MEMSLOT_IOC_QUERY)
+ * @size: sizeof(struct memslot_query)
+ * @flags: must be 0
+ * @entries: address of an array for the slots, sorted by guest address
+ * @count: in: how many elements the array has; out: how many slots there are
+ * @entry_size: in: size of an element in bytes, at least that of struct
+ *	memslot_entry, at most the page size; what the module does not know of it
+ *	is zeroed
+ * @address_space: which
+ * @reason: out: enum memslot_reason
+ * @generation: out: KVM's generation of the address space, for IF_GENERATION
+ *
+ * Tells the user slots of an address space as they are at one moment.  The
+ * elements can be committed as they are.  userspace_addr is 0 unless the VM is
+ * the caller's own.
+ *
+ * Errors: ENOTCONN (not bound), EINVAL (no such address space, entry_size),
+ * E2BIG (entry_size), ENOSPC (more slots than @count: nothing was written to
+ * @entries), EFAULT, ENOMEM.
+ */
+struct memslot_query {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 entries;
+	__u32 count;
+	__u32 entry_size;
+	__u32 address_space;
+	__u32 reason;
+	__aligned_u64 generation;
+};
+#define MEMSLOT_IOC_QUERY _IO(MEMSLOT_IOC_TYPE, 5)
 
 #endif /* _UAPI_LINUX_MEMSLOT_H */
