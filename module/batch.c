@@ -43,6 +43,14 @@ static int copy_entry(struct memslot_entry *entry, const struct batch_input *inp
 	return err;
 }
 
+/* The usual case in one go; where it fails, copy_entry() finds out why. */
+static bool copy_all(struct memslot_entry *entry, const struct batch_input *input)
+{
+	return input->entry_size == sizeof(*entry) &&
+	       !copy_from_user(entry, u64_to_user_ptr(input->entries),
+			       input->count * sizeof(*entry));
+}
+
 /**
  * batch_append - copy entries from the caller and check each by itself
  * @batch: where to; not changed on error
@@ -55,6 +63,7 @@ static int copy_entry(struct memslot_entry *entry, const struct batch_input *inp
 int batch_append(struct batch *batch, const struct batch_input *input,
 		 const struct plan_rules *rules, struct plan_error *error)
 {
+	bool copied;
 	u32 i;
 	int err;
 
@@ -79,12 +88,13 @@ int batch_append(struct batch *batch, const struct batch_input *input,
 		return err;
 	}
 
+	copied = copy_all(&batch->entry[batch->count], input);
 	for (i = 0; i < input->count; i++) {
 		struct memslot_entry *entry = &batch->entry[batch->count + i];
 
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		err = copy_entry(entry, input, i, &error->reason);
+		err = copied ? 0 : copy_entry(entry, input, i, &error->reason);
 		if (!err)
 			err = plan_check_entry(entry, rules, &error->reason);
 		if (err) {

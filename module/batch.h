@@ -9,7 +9,7 @@
 
 /*
  * Most entries of a batch.  Bounds what a caller can make the kernel allocate:
- * about 6 MiB for a plan of this size, charged to the caller's cgroup.
+ * about 8 MiB for a plan of this size, charged to the caller's cgroup.
  */
 #define BATCH_MAX_ENTRIES 16384
 

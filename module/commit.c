@@ -17,6 +17,7 @@
 #include "compat/compat.h"
 #include "dirty.h"
 #include "gate.h"
+#include "harvest.h"
 #include "layout.h"
 #include "park.h"
 #include "plan.h"
@@ -27,18 +28,21 @@
 
 struct commit {
 	struct kvm *kvm;
-	const struct memslot_entry *entries;
-	u32 nr_entries;
+	const struct plan_request *request;
 	bool test_only;
 	struct memslot_commit *reply;
 
+	struct harvest harvest;
 	struct park *park;
 	u32 parked_for; /* enum memslot_park_cause; the layout may differ by now */
+	/*
+	 * change[].before.slot is KVM's, change[].after.slot is ours until step 6.
+	 * Good for the layout that had these generations, and no other.
+	 */
 	struct plan plan;
+	bool planned;
+	u64 planned_for[MEMSLOT_MAX_ADDRESS_SPACES];
 	struct plan_error error;
-	/* Per change, NULL where there is none; the new ones are ours until step 6. */
-	struct kvm_memory_slot **old_slots;
-	struct kvm_memory_slot **new_slots;
 	u32 prepared; /* kvm_arch_prepare_memory_region() was called for so many */
 	u64 fenced_at;
 };
@@ -57,6 +61,12 @@ static int blame(struct commit *c, u32 index, u32 reason, int err)
 	return err;
 }
 
+/* The changes come in the order of the entries; those behind them have none. */
+static int blame_change(struct commit *c, u32 i, u32 reason, int err)
+{
+	return blame(c, i < c->request->nr_entries ? i : MEMSLOT_NO_ENTRY, reason, err);
+}
+
 static bool changes(const struct plan_change *change)
 {
 	return change->kind != PLAN_NOTHING;
@@ -69,38 +79,81 @@ static bool all_nothing(const struct plan *plan)
 	return !plan->touched;
 }
 
+/* Which layout is this?  Each change gives KVM a new generation. */
+static bool planned_for_now(struct commit *c)
+{
+	u32 as;
+
+	for (as = 0; as < compat_address_spaces(c->kvm); as++)
+		if (c->planned_for[as] != __kvm_memslots(c->kvm, as)->generation)
+			return false;
+	return c->planned;
+}
+
+/*
+ * What was planned before the vCPUs were parked is still good, unless somebody
+ * else got in between.
+ */
+static int make_plan(struct commit *c)
+{
+	const struct plan_layout layout = { .kvm = c->kvm };
+	struct plan_rules rules;
+	u32 as;
+	int err;
+
+	if (planned_for_now(c))
+		return 0;
+	plan_free(&c->plan);
+	c->planned = false;
+	gate_rules(c->kvm, &rules);
+	err = plan_build(&c->plan, c->request, &layout, &rules, &c->error);
+	if (err)
+		return err;
+	for (as = 0; as < compat_address_spaces(c->kvm); as++)
+		c->planned_for[as] = __kvm_memslots(c->kvm, as)->generation;
+	c->planned = true;
+	step_done(c, STEP_PLAN);
+	return 0;
+}
+
+/* Is the layout still the one that the caller has seen, where the batch is about it? */
+static int check_generation(struct commit *c)
+{
+	u32 named = c->request->replace_spaces;
+	u32 i, as;
+
+	if (!(c->reply->flags & MEMSLOT_COMMIT_IF_GENERATION))
+		return 0;
+	for (i = 0; i < c->request->nr_entries; i++)
+		named |= BIT(c->request->entries[i].address_space);
+	for (as = 0; as < compat_address_spaces(c->kvm); as++)
+		if (named & BIT(as) &&
+		    c->reply->if_generation[as] != __kvm_memslots(c->kvm, as)->generation)
+			return blame(c, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_GENERATION, -ESTALE);
+	return 0;
+}
+
 static int allocate_slots(struct commit *c)
 {
-	u32 i, n = c->plan.changes;
+	u32 i;
 
-	c->old_slots = kvcalloc(n, sizeof(*c->old_slots), GFP_KERNEL_ACCOUNT);
-	c->new_slots = kvcalloc(n, sizeof(*c->new_slots), GFP_KERNEL_ACCOUNT);
-	if (!c->old_slots || !c->new_slots)
-		return blame(c, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
-
-	for (i = 0; i < n; i++) {
-		const struct plan_change *change = &c->plan.change[i];
-		const struct plan_region *new = &change->after;
+	for (i = 0; i < c->plan.changes; i++) {
+		struct plan_change *change = &c->plan.change[i];
+		struct plan_region *new = &change->after;
 		struct kvm_memory_slot *slot;
 
-		if (!changes(change))
-			continue;
-		if (change->before.npages)
-			c->old_slots[i] = id_to_memslot(__kvm_memslots(c->kvm,
-								       new->address_space),
-							new->id);
-		if (!new->npages)
+		if (!changes(change) || !new->npages)
 			continue;
 		slot = kzalloc(sizeof(*slot), GFP_KERNEL_ACCOUNT);
 		if (!slot)
-			return blame(c, i, MEMSLOT_REASON_MEMORY, -ENOMEM);
+			return blame_change(c, i, MEMSLOT_REASON_MEMORY, -ENOMEM);
 		slot->as_id = new->address_space;
 		slot->id = new->id;
 		slot->flags = new->flags;
 		slot->base_gfn = new->gfn;
 		slot->npages = new->npages;
 		slot->userspace_addr = new->hva;
-		c->new_slots[i] = slot;
+		new->slot = slot;
 	}
 	return 0;
 }
@@ -136,25 +189,25 @@ static int prepare(struct commit *c)
 
 	for (i = 0; i < c->plan.changes; i++, c->prepared++) {
 		const struct plan_change *change = &c->plan.change[i];
-		struct kvm_memory_slot *new = c->new_slots[i];
+		struct kvm_memory_slot *new = change->after.slot;
 		struct kvm_memory_slot *old = change->kind == PLAN_REPLACE ?
-						      NULL : c->old_slots[i];
+						      NULL : change->before.slot;
 
 		if (!changes(change))
 			continue;
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (new && dirty_alloc(c->kvm, new))
-			return blame(c, i, MEMSLOT_REASON_MEMORY, -ENOMEM);
+			return blame_change(c, i, MEMSLOT_REASON_MEMORY, -ENOMEM);
 		err = internal(kvm_arch_prepare_memory_region)(c->kvm, old, new,
 							       mr_change(change));
 		if (err == -EINVAL)
-			return blame(c, i, MEMSLOT_REASON_GPA_RANGE, err);
+			return blame_change(c, i, MEMSLOT_REASON_GPA_RANGE, err);
 		if (err)
-			return blame(c, i, MEMSLOT_REASON_MEMORY, err);
+			return blame_change(c, i, MEMSLOT_REASON_MEMORY, err);
 		cond_resched();
 	}
-	dirty_unset_kept(&c->plan, c->old_slots, c->new_slots);
+	dirty_unset_kept(&c->plan);
 	return 0;
 }
 
@@ -163,8 +216,8 @@ static void unwind(struct commit *c)
 {
 	u32 i;
 
-	for (i = 0; c->new_slots && i < c->plan.changes; i++) {
-		struct kvm_memory_slot *slot = c->new_slots[i];
+	for (i = 0; i < c->plan.changes; i++) {
+		struct kvm_memory_slot *slot = c->plan.change[i].after.slot;
 
 		if (!slot)
 			continue;
@@ -173,17 +226,9 @@ static void unwind(struct commit *c)
 			internal(kvm_arch_free_memslot)(c->kvm, slot);
 		dirty_free(slot);
 		kfree(slot);
+		c->plan.change[i].after.slot = NULL;
 	}
-}
-
-static void free_arrays(struct commit *c)
-{
-	kvfree(c->old_slots);
-	kvfree(c->new_slots);
-	c->old_slots = NULL;
-	c->new_slots = NULL;
 	c->prepared = 0;
-	plan_free(&c->plan);
 }
 
 /* ---- Steps 3 and 10: the trees ---- */
@@ -198,15 +243,19 @@ static void update_inactive(struct commit *c)
 	u32 i, as;
 
 	for (i = 0; i < c->plan.changes; i++) {
-		if (c->old_slots[i])
-			layout_take_out(layout_inactive(c->kvm, c->old_slots[i]->as_id),
-					c->old_slots[i]);
+		const struct plan_change *change = &c->plan.change[i];
+
+		if (changes(change) && change->before.slot)
+			layout_take_out(layout_inactive(c->kvm, change->before.address_space),
+					change->before.slot);
 		cond_resched();
 	}
 	for (i = 0; i < c->plan.changes; i++) {
-		if (c->new_slots[i])
-			layout_put_in(layout_inactive(c->kvm, c->new_slots[i]->as_id),
-				      c->new_slots[i]);
+		const struct plan_change *change = &c->plan.change[i];
+
+		if (change->after.slot)
+			layout_put_in(layout_inactive(c->kvm, change->after.address_space),
+				      change->after.slot);
 		cond_resched();
 	}
 	for (as = 0; as < compat_address_spaces(c->kvm); as++)
@@ -351,29 +400,31 @@ static void finish(struct commit *c)
 {
 	u32 i;
 
-	dirty_carry(&c->plan, c->old_slots, c->new_slots);
+	dirty_carry(&c->plan);
+	harvest_write(&c->harvest, c->request, &c->plan);
 
 	/* Creates first: KVM sizes its page cache by the sum of all slots. */
 	for (i = 0; i < c->plan.changes; i++) {
-		enum plan_kind kind = c->plan.change[i].kind;
+		const struct plan_change *change = &c->plan.change[i];
 
-		if (kind == PLAN_CREATE || kind == PLAN_REPLACE)
-			account(c, NULL, c->new_slots[i], KVM_MR_CREATE);
+		if (change->kind == PLAN_CREATE || change->kind == PLAN_REPLACE)
+			account(c, NULL, change->after.slot, KVM_MR_CREATE);
 		cond_resched();
 	}
 
 	for (i = 0; i < c->plan.changes; i++) {
-		struct kvm_memory_slot *old = c->old_slots[i];
+		const struct plan_change *change = &c->plan.change[i];
+		struct kvm_memory_slot *old = change->before.slot;
 
-		switch (c->plan.change[i].kind) {
+		switch (change->kind) {
 		case PLAN_NOTHING:
 		case PLAN_CREATE:
 			continue;
 		case PLAN_MOVE: /* frees old->arch */
-			account(c, old, c->new_slots[i], KVM_MR_MOVE);
+			account(c, old, change->after.slot, KVM_MR_MOVE);
 			break;
 		case PLAN_REFLAG: /* old->arch belongs to the new slot now */
-			account(c, old, c->new_slots[i], KVM_MR_FLAGS_ONLY);
+			account(c, old, change->after.slot, KVM_MR_FLAGS_ONLY);
 			break;
 		case PLAN_DELETE:
 		case PLAN_REPLACE:
@@ -458,7 +509,7 @@ static int apply(struct commit *c, u32 cause)
 	step_done(c, STEP_BUILD);
 	raise_fence(c); /* 4 */
 	step_done(c, STEP_FENCE);
-	zap(c->kvm, &c->plan, c->old_slots); /* 5 */
+	zap(c->kvm, &c->plan); /* 5 */
 	step_done(c, STEP_ZAP);
 	publish(c); /* 6 */
 	step_done(c, STEP_PUBLISH);
@@ -479,31 +530,29 @@ static int apply(struct commit *c, u32 cause)
 /* With slots_lock.  Returns NEEDS_PARKING if the fence is not enough. */
 static int attempt(struct commit *c)
 {
-	const struct plan_layout layout = { .kvm = c->kvm };
 	bool may_need_parking = !c->park && !c->test_only;
-	struct plan_rules rules;
 	u32 cause;
 	int err;
 
-	gate_rules(c->kvm, &rules);
-	err = plan_build(&c->plan, c->entries, c->nr_entries, &layout, &rules, &c->error);
+	err = check_generation(c);
 	if (err)
 		return err;
-	step_done(c, STEP_PLAN);
+	err = make_plan(c);
+	if (err)
+		return err;
 	if (all_nothing(&c->plan)) {
 		report_plan(c, MEMSLOT_PARK_NOT);
-		goto out;
+		return 0;
 	}
 	cause = park_cause(c);
 	if (may_need_parking && cause) {
 		c->parked_for = cause;
-		err = NEEDS_PARKING;
-		goto out;
+		return NEEDS_PARKING;
 	}
 	err = allocate_slots(c);
 	if (err) {
 		unwind(c);
-		goto out;
+		return err;
 	}
 
 	mutex_lock(&c->kvm->slots_arch_lock);
@@ -513,14 +562,11 @@ static int attempt(struct commit *c)
 		mutex_unlock(&c->kvm->slots_arch_lock);
 		unwind(c);
 		c->parked_for = cause;
-		err = NEEDS_PARKING;
-		goto out;
+		return NEEDS_PARKING;
 	}
 	err = apply(c, cause);
 	if (!err)
 		report_plan(c, cause);
-out:
-	free_arrays(c);
 	return err;
 }
 
@@ -560,33 +606,35 @@ static int attempt_parked(struct commit *c)
 /**
  * commit_apply - apply a batch to a VM, or find out what that would do
  * @kvm: the VM; the caller may change it
- * @entries: the batch; each passed plan_check_entry()
- * @nr_entries: number of @entries
+ * @request: what is wanted; bitmap buffers are in the current process's memory
  * @settled: what gate_refusal() remembers of the VM
  * @reply: flags in; everything that is out must be zero, and is filled in
  *
  * Return: 0, or a negative errno as described for MEMSLOT_IOC_COMMIT; then
  * nothing has changed.
  */
-int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
-		 bool *settled, struct memslot_commit *reply)
+int commit_apply(struct kvm *kvm, const struct plan_request *request, bool *settled,
+		 struct memslot_commit *reply)
 {
 	struct commit c = {
 		.kvm = kvm,
-		.entries = entries,
-		.nr_entries = nr_entries,
+		.request = request,
 		.test_only = reply->flags & MEMSLOT_COMMIT_TEST_ONLY,
 		.reply = reply,
 		.error = { MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE },
 	};
 	int err;
 
-	trace_memslot_commit_start(kvm, nr_entries, reply->flags);
+	trace_memslot_commit_start(kvm, request->nr_entries, reply->flags);
 	err = gate_refusal(kvm, settled, &c.error.reason);
+	if (!err)
+		err = harvest_pin(&c.harvest, request, &c.error);
 	if (!err)
 		err = attempt_locked(&c);
 	if (err == NEEDS_PARKING)
 		err = attempt_parked(&c);
+	harvest_unpin(&c.harvest);
+	plan_free(&c.plan);
 	reply->failed_index = c.error.index;
 	reply->reason = c.error.reason;
 	trace_memslot_commit_end(kvm, err, reply);

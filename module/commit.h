@@ -5,8 +5,10 @@
 #include <linux/kvm_host.h>
 #include <linux/memslot.h>
 
-int commit_apply(struct kvm *kvm, const struct memslot_entry *entries, u32 nr_entries,
-		 bool *settled, struct memslot_commit *reply);
+#include "plan.h"
+
+int commit_apply(struct kvm *kvm, const struct plan_request *request, bool *settled,
+		 struct memslot_commit *reply);
 void commit_refused(struct kvm *kvm, struct memslot_commit *reply);
 
 #endif /* MEMSLOT_COMMIT_H */

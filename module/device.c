@@ -15,11 +15,16 @@
 #include "commit.h"
 #include "gate.h"
 #include "kvm_internals.h"
+#include "query.h"
+
+#define COMMIT_FLAGS (MEMSLOT_COMMIT_TEST_ONLY | MEMSLOT_COMMIT_PARK | \
+		      MEMSLOT_COMMIT_REPLACE_ALL | MEMSLOT_COMMIT_IF_GENERATION)
 
 /* An open /dev/memslot */
 struct memslot_file {
 	struct mutex lock; /* taken before all else; protects everything here */
 	struct kvm *kvm; /* set once, with a reference; NULL until bound */
+	bool query_only;
 	bool settled; /* for gate_refusal() */
 	struct batch batch;
 };
@@ -30,6 +35,7 @@ union memslot_argument {
 	struct memslot_stage stage;
 	struct memslot_commit commit;
 	struct memslot_reset reset;
+	struct memslot_query query;
 };
 
 static int check_owner(struct kvm *kvm, u32 *reason)
@@ -52,6 +58,10 @@ static int check_access(struct memslot_file *file, u32 *reason)
 		*reason = MEMSLOT_REASON_NOT_BOUND;
 		return -ENOTCONN;
 	}
+	if (file->query_only) {
+		*reason = MEMSLOT_REASON_QUERY_ONLY;
+		return -EACCES;
+	}
 	return check_owner(file->kvm, reason);
 }
 
@@ -63,7 +73,9 @@ static int ioctl_info(struct memslot_file *file, union memslot_argument *arg)
 	*info = (struct memslot_info){
 		.size = size,
 		.flags = flags,
-		.features = MEMSLOT_FEATURE_TEST_ONLY | MEMSLOT_FEATURE_PARK,
+		.features = MEMSLOT_FEATURE_TEST_ONLY | MEMSLOT_FEATURE_PARK |
+			    MEMSLOT_FEATURE_REPLACE_ALL | MEMSLOT_FEATURE_IF_GENERATION |
+			    MEMSLOT_FEATURE_DIRTY_BITMAP | MEMSLOT_FEATURE_QUERY,
 		.max_slot = KVM_USER_MEM_SLOTS - 1,
 		.max_address_spaces = MEMSLOT_MAX_ADDRESS_SPACES,
 		.max_entries = BATCH_MAX_ENTRIES,
@@ -72,7 +84,15 @@ static int ioctl_info(struct memslot_file *file, union memslot_argument *arg)
 	return flags ? -EOPNOTSUPP : 0;
 }
 
-static int bind_vm(struct memslot_file *file, struct file *vm_file, u32 *reason)
+static int check_changeable(struct memslot_file *file, struct kvm *kvm, u32 *reason)
+{
+	int err;
+
+	err = check_owner(kvm, reason);
+	return err ?: gate_refusal(kvm, &file->settled, reason);
+}
+
+static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_only, u32 *reason)
 {
 	struct kvm *kvm;
 	int err;
@@ -82,10 +102,7 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, u32 *reason)
 		return -EINVAL;
 	}
 	kvm = vm_file->private_data;
-	err = check_owner(kvm, reason);
-	if (err)
-		return err;
-	err = gate_refusal(kvm, &file->settled, reason);
+	err = query_only ? 0 : check_changeable(file, kvm, reason);
 	if (err)
 		return err;
 	/* Of the VM, not of its file: closing that must still release it. */
@@ -94,6 +111,7 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, u32 *reason)
 		return -EIO;
 	}
 	file->kvm = kvm;
+	file->query_only = query_only;
 	return 0;
 }
 
@@ -105,7 +123,7 @@ static int ioctl_bind(struct memslot_file *file, union memslot_argument *arg)
 
 	bind->address_spaces = 0;
 	bind->reason = MEMSLOT_REASON_NONE;
-	if (bind->flags)
+	if (bind->flags & ~MEMSLOT_BIND_QUERY_ONLY)
 		return -EOPNOTSUPP;
 	if (bind->reserved) {
 		bind->reason = MEMSLOT_REASON_ARGUMENT;
@@ -118,7 +136,7 @@ static int ioctl_bind(struct memslot_file *file, union memslot_argument *arg)
 	vm_file = fget(bind->vm_fd);
 	if (!vm_file)
 		return -EBADF;
-	err = bind_vm(file, vm_file, &bind->reason);
+	err = bind_vm(file, vm_file, bind->flags & MEMSLOT_BIND_QUERY_ONLY, &bind->reason);
 	fput(vm_file);
 	if (!err) {
 		struct plan_rules rules;
@@ -158,6 +176,25 @@ static int ioctl_stage(struct memslot_file *file, union memslot_argument *arg)
 	return err;
 }
 
+/* Flags and the fields that go with them */
+static int check_commit(const struct memslot_commit *arg, const struct plan_rules *rules,
+			struct plan_error *error)
+{
+	const u64 *generation = arg->if_generation;
+	bool conditional = arg->flags & MEMSLOT_COMMIT_IF_GENERATION;
+	bool replaces = arg->flags & MEMSLOT_COMMIT_REPLACE_ALL;
+
+	*error = (struct plan_error){ MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE };
+	if (arg->reserved || replaces != !!arg->replace_spaces ||
+	    (!conditional && (generation[0] || generation[1])))
+		error->reason = MEMSLOT_REASON_ARGUMENT;
+	else if (arg->replace_spaces >> rules->address_spaces)
+		error->reason = MEMSLOT_REASON_ADDRESS_SPACE;
+	else
+		return 0;
+	return -EINVAL;
+}
+
 static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 {
 	const struct batch_input input = {
@@ -166,19 +203,27 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 		.entry_size = arg->entry_size,
 	};
 	u32 staged = file->batch.count;
+	struct plan_request request;
 	struct plan_error error;
 	struct plan_rules rules;
 	int err;
 
 	gate_rules(file->kvm, &rules);
-	err = batch_append(&file->batch, &input, &rules, &error);
+	err = check_commit(arg, &rules, &error);
+	if (!err)
+		err = batch_append(&file->batch, &input, &rules, &error);
 	if (err) {
 		arg->failed_index = error.index;
 		arg->reason = error.reason;
 		commit_refused(file->kvm, arg);
 		return err;
 	}
-	err = commit_apply(file->kvm, file->batch.entry, file->batch.count, &file->settled, arg);
+	request = (struct plan_request){
+		.entries = file->batch.entry,
+		.nr_entries = file->batch.count,
+		.replace_spaces = arg->replace_spaces,
+	};
+	err = commit_apply(file->kvm, &request, &file->settled, arg);
 	if (!err && !(arg->flags & MEMSLOT_COMMIT_TEST_ONLY))
 		staged = 0;
 	batch_truncate(&file->batch, staged);
@@ -197,8 +242,11 @@ static int ioctl_commit(struct memslot_file *file, union memslot_argument *arg)
 		.count = commit->count,
 		.entry_size = commit->entry_size,
 		.failed_index = MEMSLOT_NO_ENTRY,
+		.if_generation = { commit->if_generation[0], commit->if_generation[1] },
+		.replace_spaces = commit->replace_spaces,
+		.reserved = commit->reserved,
 	};
-	if (commit->flags & ~(MEMSLOT_COMMIT_TEST_ONLY | MEMSLOT_COMMIT_PARK))
+	if (commit->flags & ~COMMIT_FLAGS)
 		return -EOPNOTSUPP;
 	err = check_access(file, &commit->reason);
 	return err ?: commit_batch(file, commit);
@@ -215,6 +263,27 @@ static int ioctl_reset(struct memslot_file *file, union memslot_argument *arg)
 	if (!err)
 		batch_free(&file->batch);
 	return err;
+}
+
+static int ioctl_query(struct memslot_file *file, union memslot_argument *arg)
+{
+	struct memslot_query *query = &arg->query;
+	const struct query_output output = {
+		.entries = query->entries,
+		.count = query->count,
+		.entry_size = query->entry_size,
+	};
+
+	query->count = 0;
+	query->reason = MEMSLOT_REASON_NONE;
+	query->generation = 0;
+	if (query->flags)
+		return -EOPNOTSUPP;
+	if (!file->kvm) {
+		query->reason = MEMSLOT_REASON_NOT_BOUND;
+		return -ENOTCONN;
+	}
+	return query_layout(file->kvm, &output, query);
 }
 
 /*
@@ -238,9 +307,11 @@ static const struct memslot_ioctl ioctls[] = {
 	{ MEMSLOT_IOC_STAGE, sizeof(struct memslot_stage),
 	  offsetofend(struct memslot_stage, reason), false, ioctl_stage },
 	{ MEMSLOT_IOC_COMMIT, sizeof(struct memslot_commit),
-	  offsetofend(struct memslot_commit, generation), false, ioctl_commit },
+	  offsetofend(struct memslot_commit, reserved), false, ioctl_commit },
 	{ MEMSLOT_IOC_RESET, sizeof(struct memslot_reset),
 	  offsetofend(struct memslot_reset, flags), false, ioctl_reset },
+	{ MEMSLOT_IOC_QUERY, sizeof(struct memslot_query),
+	  offsetofend(struct memslot_query, generation), true, ioctl_query },
 };
 
 static const struct memslot_ioctl *find_ioctl(unsigned int cmd)

@@ -44,41 +44,52 @@ void dirty_free(struct kvm_memory_slot *slot)
 }
 
 /* Does a segment's dirty log survive?  Then say from where to where. */
-static bool kept_passage(const struct plan_segment *segment,
-			 struct kvm_memory_slot **old_slots,
-			 struct kvm_memory_slot **new_slots, struct passage *passage)
+static bool kept_passage(const struct plan *plan, const struct plan_segment *segment,
+			 struct passage *passage)
 {
 	if (!segment->kept)
 		return false;
-	passage->from = old_slots[segment->before];
-	passage->to = new_slots[segment->after];
+	passage->from = plan->change[segment->before].before.slot;
+	passage->to = plan->change[segment->after].after.slot;
 	passage->from_page = segment->gfn - passage->from->base_gfn;
 	passage->to_page = segment->gfn - passage->to->base_gfn;
 	passage->npages = segment->npages;
 	return passage->from->dirty_bitmap && passage->to->dirty_bitmap;
 }
 
+/* Like KVM's own move: the log goes with the slot, page by page. */
+static bool moved_passage(const struct plan_change *change, struct passage *passage)
+{
+	if (change->kind != PLAN_MOVE)
+		return false;
+	*passage = (struct passage){
+		.from = change->before.slot,
+		.to = change->after.slot,
+		.npages = change->after.npages,
+	};
+	return passage->from->dirty_bitmap && passage->to->dirty_bitmap;
+}
+
+static void unset(const struct passage *passage)
+{
+	bitmap_clear(passage->to->dirty_bitmap, passage->to_page, passage->npages);
+}
+
 /**
  * dirty_unset_kept - clear what dirty_alloc() set for pages that have a log
- * @plan: what changes
- * @old_slots: slot before each change, or NULL
- * @new_slots: slot after each change, or NULL; nobody sees them yet
+ * @plan: what changes; nobody sees the new slots yet
  */
-void dirty_unset_kept(const struct plan *plan, struct kvm_memory_slot **old_slots,
-		      struct kvm_memory_slot **new_slots)
+void dirty_unset_kept(const struct plan *plan)
 {
 	struct passage passage;
 	u32 i;
 
 	for (i = 0; i < plan->segments; i++)
-		if (kept_passage(&plan->segment[i], old_slots, new_slots, &passage))
-			bitmap_clear(passage.to->dirty_bitmap, passage.to_page,
-				     passage.npages);
-
-	/* Like KVM's own move: the log goes with the slot, page by page. */
+		if (kept_passage(plan, &plan->segment[i], &passage))
+			unset(&passage);
 	for (i = 0; i < plan->changes; i++)
-		if (plan->change[i].kind == PLAN_MOVE && new_slots[i]->dirty_bitmap)
-			bitmap_clear(new_slots[i]->dirty_bitmap, 0, new_slots[i]->npages);
+		if (moved_passage(&plan->change[i], &passage))
+			unset(&passage);
 }
 
 /* vCPUs may be setting bits of @to at this moment: one atomic OR per bit. */
@@ -100,32 +111,21 @@ static void carry(const struct passage *passage)
 
 /**
  * dirty_carry - carry the dirty bits of pages that keep their host address
- * @plan: what changes
- * @old_slots: slot before each change, or NULL; nobody sees them any more
- * @new_slots: slot after each change, or NULL; published
+ * @plan: what changes; nobody sees the old slots any more
  *
  * Only after the grace period: until then a vCPU that found the old slot may
  * still set bits there.  The log cannot be read meanwhile: that takes
  * slots_lock.
  */
-void dirty_carry(const struct plan *plan, struct kvm_memory_slot **old_slots,
-		 struct kvm_memory_slot **new_slots)
+void dirty_carry(const struct plan *plan)
 {
 	struct passage passage;
 	u32 i;
 
 	for (i = 0; i < plan->segments; i++)
-		if (kept_passage(&plan->segment[i], old_slots, new_slots, &passage))
+		if (kept_passage(plan, &plan->segment[i], &passage))
 			carry(&passage);
-
-	for (i = 0; i < plan->changes; i++) {
-		if (plan->change[i].kind != PLAN_MOVE || !new_slots[i]->dirty_bitmap)
-			continue;
-		passage = (struct passage){
-			.from = old_slots[i],
-			.to = new_slots[i],
-			.npages = new_slots[i]->npages,
-		};
-		carry(&passage);
-	}
+	for (i = 0; i < plan->changes; i++)
+		if (moved_passage(&plan->change[i], &passage))
+			carry(&passage);
 }

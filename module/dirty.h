@@ -9,9 +9,7 @@
 
 int dirty_alloc(struct kvm *kvm, struct kvm_memory_slot *slot);
 void dirty_free(struct kvm_memory_slot *slot);
-void dirty_unset_kept(const struct plan *plan, struct kvm_memory_slot **old_slots,
-		      struct kvm_memory_slot **new_slots);
-void dirty_carry(const struct plan *plan, struct kvm_memory_slot **old_slots,
-		 struct kvm_memory_slot **new_slots);
+void dirty_unset_kept(const struct plan *plan);
+void dirty_carry(const struct plan *plan);
 
 #endif /* MEMSLOT_DIRTY_H */

@@ -80,6 +80,10 @@ int gate_refusal(struct kvm *kvm, bool *settled, u32 *reason)
  */
 u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 {
+	/* Each vCPU keeps the last writes to itself until it leaves the guest. */
+	if (plan->hands_back && compat_logs_in_hardware(kvm))
+		return MEMSLOT_PARK_DIRTY_LOG;
+
 	/* With all old slots still there nothing can refer to one that is gone. */
 	if (!plan->drops_slots)
 		return MEMSLOT_PARK_NOT;

@@ -8,7 +8,7 @@
 #include "compat/compat.h"
 #include "plan.h"
 
-static void describe(const struct kvm_memory_slot *slot, struct plan_region *region)
+static void describe(struct kvm_memory_slot *slot, struct plan_region *region)
 {
 	*region = (struct plan_region){
 		.address_space = slot->as_id,
@@ -18,6 +18,7 @@ static void describe(const struct kvm_memory_slot *slot, struct plan_region *reg
 		.gfn = slot->base_gfn,
 		.npages = slot->npages,
 		.hva = slot->userspace_addr,
+		.slot = slot,
 	};
 }
 

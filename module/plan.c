@@ -27,7 +27,7 @@ static u64 region_end(const struct plan_region *region)
 int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules *rules,
 		     u32 *reason)
 {
-	const u64 in_page = (1ULL << PLAN_PAGE_SHIFT) - 1;
+	const u64 in_page = (1ULL << PLAN_PAGE_SHIFT) - 1, in_word = sizeof(u64) - 1;
 	u64 npages = entry->memory_size >> PLAN_PAGE_SHIFT;
 
 	if (entry->reserved)
@@ -38,6 +38,11 @@ int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules 
 		*reason = MEMSLOT_REASON_ADDRESS_SPACE;
 	else if (entry->flags & ~rules->entry_flags)
 		*reason = MEMSLOT_REASON_FLAGS;
+	else if (entry->dirty_bitmap & in_word)
+		*reason = MEMSLOT_REASON_BITMAP_ALIGN;
+	else if (entry->dirty_bitmap_size & in_word ||
+		 !entry->dirty_bitmap != !entry->dirty_bitmap_size)
+		*reason = MEMSLOT_REASON_BITMAP_SIZE;
 	else if (entry->memory_size & in_page)
 		*reason = MEMSLOT_REASON_SIZE_ALIGN;
 	else if (!entry->memory_size)
@@ -77,10 +82,25 @@ static int compare_keys(const void *a, const void *b)
 	return x->index < y->index ? -1 : x->index > y->index;
 }
 
+/* Most batches are small or in order as they come. */
 static void sort_keys(struct plan_key *keys, u32 n)
 {
-	plan_sort(keys, n, sizeof(*keys), compare_keys);
+	u32 i;
+
+	for (i = 1; i < n; i++) {
+		if (compare_keys(&keys[i - 1], &keys[i]) > 0) {
+			plan_sort(keys, n, sizeof(*keys), compare_keys);
+			return;
+		}
+	}
 }
+
+/* Where plan_build() keeps what it needs on the way */
+struct plan_scratch {
+	struct plan_key *ids; /* the entries, sorted by slot */
+	u32 nr_ids;
+	struct plan_key *places; /* room for two sides of all changes */
+};
 
 /* Is there an entry for this slot in the batch, sorted by slot? */
 static bool names_slot(const struct plan_key *ids, u32 n, u32 address_space, u32 id)
@@ -131,18 +151,41 @@ static enum plan_kind classify(const struct plan_region *old, const struct plan_
 	return flags ? PLAN_REFLAG : PLAN_NOTHING;
 }
 
-/* Fills in plan->change from the entries and today's slots. */
-static int look_up(struct plan *plan, const struct memslot_entry *entries,
-		   const struct plan_layout *layout, struct plan_error *error)
+/* Can the slot's last dirty bitmap be handed back, into the entry's buffer? */
+static int check_bitmap(const struct memslot_entry *entry, const struct plan_change *change,
+			const struct plan_rules *rules, u32 *reason)
 {
-	u32 i;
+	const struct plan_region *old = &change->before;
+	bool logged = old->npages && old->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
 
-	for (i = 0; i < plan->changes; i++) {
-		const struct memslot_entry *entry = &entries[i];
+	if (rules->dirty_ring) {
+		*reason = MEMSLOT_REASON_DIRTY_RING;
+		return -EOPNOTSUPP;
+	}
+	if (!logged || change->kind == PLAN_NOTHING)
+		*reason = MEMSLOT_REASON_NO_DIRTY_LOG;
+	else if (entry->dirty_bitmap_size / sizeof(u64) < (old->npages + 63) / 64)
+		*reason = MEMSLOT_REASON_BITMAP_SIZE;
+	else
+		return 0;
+	return -EINVAL;
+}
+
+/* Fills in plan->change from the entries and today's slots. */
+static int look_up(struct plan *plan, const struct plan_request *request,
+		   const struct plan_layout *layout, const struct plan_rules *rules,
+		   struct plan_error *error)
+{
+	u32 i, reason;
+	int err;
+
+	for (i = 0; i < request->nr_entries; i++) {
+		const struct memslot_entry *entry = &request->entries[i];
 		struct plan_change *change = &plan->change[i];
 		struct plan_region *new = &change->after;
 		bool exists;
 
+		*change = (struct plan_change){};
 		exists = plan_layout_find(layout, entry->address_space, entry->slot,
 					  &change->before);
 		if (!exists && !entry->memory_size)
@@ -160,6 +203,72 @@ static int look_up(struct plan *plan, const struct memslot_entry *entries,
 		}
 		change->kind = classify(&change->before, new);
 		plan->count[change->kind]++;
+		if (!entry->dirty_bitmap)
+			continue;
+		err = check_bitmap(entry, change, rules, &reason);
+		if (err)
+			return fail(error, i, reason, err);
+		plan->hands_back = true;
+	}
+	plan->changes = request->nr_entries;
+	return 0;
+}
+
+/* The first user slot of an address space at or above a gfn */
+static bool next_user_slot(const struct plan_layout *layout, const struct plan_rules *rules,
+			   u32 address_space, u64 gfn, struct plan_region *slot)
+{
+	while (plan_layout_next(layout, address_space, gfn, ~0ULL, slot)) {
+		if (slot->id <= rules->max_slot)
+			return true;
+		gfn = region_end(slot);
+	}
+	return false;
+}
+
+static u32 count_replaceable(const struct plan_request *request, const struct plan_layout *layout,
+			     const struct plan_rules *rules)
+{
+	struct plan_region slot;
+	u32 address_space, n = 0;
+	u64 gfn;
+
+	for (address_space = 0; address_space < rules->address_spaces; address_space++) {
+		if (!(request->replace_spaces & 1U << address_space))
+			continue;
+		for (gfn = 0; next_user_slot(layout, rules, address_space, gfn, &slot);
+		     gfn = region_end(&slot))
+			n++;
+	}
+	return n;
+}
+
+/* Slots that no entry names, in address spaces that are replaced as a whole */
+static int drop_unnamed(struct plan *plan, const struct plan_request *request,
+			const struct plan_scratch *scratch, const struct plan_layout *layout,
+			const struct plan_rules *rules, struct plan_error *error)
+{
+	struct plan_region slot;
+	u32 address_space;
+	u64 gfn;
+
+	for (address_space = 0; address_space < rules->address_spaces; address_space++) {
+		if (!(request->replace_spaces & 1U << address_space))
+			continue;
+		for (gfn = 0; next_user_slot(layout, rules, address_space, gfn, &slot);
+		     gfn = region_end(&slot)) {
+			if (names_slot(scratch->ids, scratch->nr_ids, address_space, slot.id))
+				continue;
+			if (slot.guest_memfd)
+				return fail(error, MEMSLOT_NO_ENTRY,
+					    MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
+			plan->change[plan->changes++] = (struct plan_change){
+				.kind = PLAN_DELETE,
+				.before = slot,
+				.after = { .address_space = address_space, .id = slot.id },
+			};
+			plan->count[PLAN_DELETE]++;
+		}
 	}
 	return 0;
 }
@@ -224,27 +333,32 @@ static u32 first_overlap(const struct plan *plan, const struct plan_key *places,
 }
 
 /* Does a region overlap a slot that the batch leaves alone? */
-static bool overlaps_staying(const struct plan_region *region, const struct plan_key *ids,
-			     u32 n, const struct plan_layout *layout)
+static bool overlaps_staying(const struct plan_region *region, const struct plan_request *request,
+			     const struct plan_scratch *scratch, const struct plan_layout *layout,
+			     const struct plan_rules *rules)
 {
+	bool replaces = request->replace_spaces & 1U << region->address_space;
 	u64 gfn = region->gfn, end = region_end(region);
 	struct plan_region slot;
 
 	while (gfn < end &&
 	       plan_layout_next(layout, region->address_space, gfn, end, &slot)) {
-		if (!names_slot(ids, n, slot.address_space, slot.id))
+		bool goes = replaces && slot.id <= rules->max_slot;
+
+		if (!goes &&
+		    !names_slot(scratch->ids, scratch->nr_ids, slot.address_space, slot.id))
 			return true;
 		gfn = region_end(&slot);
 	}
 	return false;
 }
 
-static int check_overlaps(const struct plan *plan, const struct plan_key *ids,
-			  struct plan_key *scratch, const struct plan_layout *layout,
-			  struct plan_error *error)
+static int check_overlaps(const struct plan *plan, const struct plan_request *request,
+			  const struct plan_scratch *scratch, const struct plan_layout *layout,
+			  const struct plan_rules *rules, struct plan_error *error)
 {
-	u32 n = collect_places(plan, scratch, true, true);
-	u32 first = first_overlap(plan, scratch, n);
+	u32 n = collect_places(plan, scratch->places, true, true);
+	u32 first = first_overlap(plan, scratch->places, n);
 	u32 i;
 
 	for (i = 0; i < min(plan->changes, first); i++) {
@@ -252,7 +366,7 @@ static int check_overlaps(const struct plan *plan, const struct plan_key *ids,
 
 		if (change->after.npages && change->kind != PLAN_NOTHING &&
 		    change->kind != PLAN_REFLAG &&
-		    overlaps_staying(&change->after, ids, plan->changes, layout))
+		    overlaps_staying(&change->after, request, scratch, layout, rules))
 			return fail(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
 	}
 	if (first != MEMSLOT_NO_ENTRY)
@@ -460,93 +574,107 @@ static void summarize(struct plan *plan)
 	}
 }
 
-static int build_segments(struct plan *plan, struct plan_key *places,
-			  const struct plan_rules *rules)
+static void build_segments(struct plan *plan, struct plan_key *places,
+			   const struct plan_rules *rules)
 {
 	struct sweep_side olds = { .places = places, .new = false };
 	struct sweep_side news = { .new = true };
-	u32 bound, address_space;
+	u32 address_space;
 
 	olds.n = collect_places(plan, places, false, false);
 	news.places = places + olds.n;
 	news.n = collect_places(plan, places + olds.n, true, false);
-	if (!olds.n && !news.n)
-		return 0;
-
-	/* Each segment but an address space's last ends where a region starts or ends. */
-	bound = 2 * (olds.n + news.n);
-	plan->segment = plan_array(bound, sizeof(*plan->segment));
-	plan->zap = plan_array(bound, sizeof(*plan->zap));
-	if (!plan->segment || !plan->zap)
-		return -ENOMEM;
 
 	for (address_space = 0; address_space < rules->address_spaces; address_space++)
 		sweep_address_space(plan, &olds, &news, address_space);
 	judge_segments(plan, rules);
+}
+
+/*
+ * One allocation for everything.  Each segment but an address space's last
+ * ends where a region starts or ends, and zaps are no more than segments.
+ */
+static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes)
+{
+	const size_t of_segments = 4 * sizeof(*plan->segment), of_zaps = 4 * sizeof(*plan->zap);
+	const size_t of_ids = sizeof(*scratch->ids), of_places = 2 * sizeof(*scratch->places);
+	char *memory;
+
+	memory = plan_alloc(changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids +
+				       of_places));
+	if (!memory)
+		return -ENOMEM;
+	plan->memory = memory;
+	plan->change = (void *)memory;
+	memory += changes * sizeof(*plan->change);
+	plan->segment = (void *)memory;
+	memory += changes * of_segments;
+	plan->zap = (void *)memory;
+	memory += changes * of_zaps;
+	scratch->ids = (void *)memory;
+	memory += changes * of_ids;
+	scratch->places = (void *)memory;
 	return 0;
 }
 
 /**
  * plan_build - find out what a batch has to do
  * @plan: out; to be given to plan_free() on success
- * @entries: the batch; each passed plan_check_entry()
- * @nr_entries: number of @entries
+ * @request: the batch, and what else shall go
  * @layout: today's slots
  * @rules: what the VM allows
  * @error: out, on error: the entry and the reason
  *
- * Errors, the first of: an entry that names a slot again (-EINVAL), one that
- * deletes a missing slot (-ENOENT) or names one with a guest_memfd
- * (-EOPNOTSUPP), one that overlaps an entry before it or a slot that stays
- * (-EEXIST).  Of several entries with the same kind of error the lowest is
- * named.
+ * Errors, the first of: an entry that names a slot again (-EINVAL); one that
+ * deletes a missing slot (-ENOENT), names one with a guest_memfd (-EOPNOTSUPP)
+ * or asks for a dirty bitmap that cannot be had (-EINVAL, -EOPNOTSUPP); a slot
+ * with a guest_memfd that would go unnamed (-EOPNOTSUPP); an entry that
+ * overlaps one before it or a slot that stays (-EEXIST).  Of several entries
+ * with the same kind of error the lowest is named.
  *
  * Return: 0, one of these, or -ENOMEM.
  */
-int plan_build(struct plan *plan, const struct memslot_entry *entries, u32 nr_entries,
+int plan_build(struct plan *plan, const struct plan_request *request,
 	       const struct plan_layout *layout, const struct plan_rules *rules,
 	       struct plan_error *error)
 {
-	struct plan_key *ids = NULL, *places = NULL;
-	u32 i, duplicate;
+	struct plan_scratch scratch = { .nr_ids = request->nr_entries };
+	u32 i, duplicate, changes;
 	int err;
 
-	*plan = (struct plan){ .changes = nr_entries };
-	if (!nr_entries)
+	*plan = (struct plan){};
+	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
+	changes = request->nr_entries + count_replaceable(request, layout, rules);
+	if (!changes)
 		return 0;
+	err = allocate(plan, &scratch, changes);
+	if (err)
+		return fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, err);
 
-	err = fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
-	plan->change = plan_array(nr_entries, sizeof(*plan->change));
-	ids = plan_array(nr_entries, sizeof(*ids));
-	places = plan_array(nr_entries, 2 * sizeof(*places));
-	if (!plan->change || !ids || !places)
-		goto out;
+	for (i = 0; i < request->nr_entries; i++) {
+		const struct memslot_entry *entry = &request->entries[i];
 
-	for (i = 0; i < nr_entries; i++)
-		ids[i] = (struct plan_key){ entries[i].address_space, entries[i].slot, i };
-	sort_keys(ids, nr_entries);
-	duplicate = first_duplicate(ids, nr_entries);
+		scratch.ids[i] = (struct plan_key){ entry->address_space, entry->slot, i };
+	}
+	sort_keys(scratch.ids, scratch.nr_ids);
+	duplicate = first_duplicate(scratch.ids, scratch.nr_ids);
 	if (duplicate != MEMSLOT_NO_ENTRY) {
 		err = fail(error, duplicate, MEMSLOT_REASON_DUPLICATE, -EINVAL);
 		goto out;
 	}
 
-	err = look_up(plan, entries, layout, error);
+	err = look_up(plan, request, layout, rules, error);
 	if (err)
 		goto out;
-	err = check_overlaps(plan, ids, places, layout, error);
+	err = drop_unnamed(plan, request, &scratch, layout, rules, error);
 	if (err)
 		goto out;
-	err = build_segments(plan, places, rules);
-	if (err) {
-		fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, err);
+	err = check_overlaps(plan, request, &scratch, layout, rules, error);
+	if (err)
 		goto out;
-	}
+	build_segments(plan, scratch.places, rules);
 	summarize(plan);
-	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
 out:
-	plan_array_free(places);
-	plan_array_free(ids);
 	if (err)
 		plan_free(plan);
 	return err;
@@ -558,8 +686,6 @@ out:
  */
 void plan_free(struct plan *plan)
 {
-	plan_array_free(plan->zap);
-	plan_array_free(plan->segment);
-	plan_array_free(plan->change);
+	plan_release(plan->memory);
 	*plan = (struct plan){};
 }

@@ -11,6 +11,9 @@
 #include "plan_port.h"
 #include <linux/memslot.h>
 
+/* KVM's own; nothing here looks inside, and on the host there is none */
+struct kvm_memory_slot;
+
 /* Index of "no change", for plan_segment.before and .after */
 #define PLAN_NONE (~0U)
 
@@ -23,6 +26,8 @@
  * @gfn: first guest frame number
  * @npages: number of pages; 0 when the region is absent
  * @hva: host virtual address of the first page
+ * @slot: the slot itself; filled in by plan_layout_find() and
+ *	plan_layout_next(), and for a wanted slot by who carries the plan out
  */
 struct plan_region {
 	u32 address_space;
@@ -32,6 +37,20 @@ struct plan_region {
 	u64 gfn;
 	u64 npages;
 	u64 hva;
+	struct kvm_memory_slot *slot;
+};
+
+/**
+ * struct plan_request - what the caller wants
+ * @entries: the batch; each passed plan_check_entry()
+ * @nr_entries: number of @entries
+ * @replace_spaces: bit per address space in which the user slots that no entry
+ *	names go away
+ */
+struct plan_request {
+	const struct memslot_entry *entries;
+	u32 nr_entries;
+	u32 replace_spaces;
 };
 
 /**
@@ -79,7 +98,8 @@ enum plan_kind {
  * @before: today's slot; npages is 0 for a create
  * @after: the wanted slot; npages is 0 for a delete
  *
- * plan.change[i] belongs to entry i of the batch.
+ * plan.change[i] belongs to entry i of the batch.  After those come the slots
+ * that go because of plan_request.replace_spaces.
  */
 struct plan_change {
 	enum plan_kind kind;
@@ -127,8 +147,9 @@ struct plan_span {
 
 /**
  * struct plan - everything that a commit has to do
- * @changes: number of entries of the batch, and of elements in @change
- * @change: one per entry, in the order of the batch
+ * @memory: holds all the arrays below
+ * @changes: number of elements in @change
+ * @change: one per entry, in the order of the batch, and what goes besides
  * @segments: number of elements in @segment
  * @segment: sorted by address space and gfn
  * @zaps: number of elements in @zap
@@ -140,12 +161,14 @@ struct plan_span {
  * @pages_added: pages whose gfn had none
  * @uncovers: some gfn has a slot today and none afterwards
  * @drops_slots: some slot is deleted, replaced or moved
+ * @hands_back: some entry asks for its slot's last dirty bitmap
  * @touched: bit per address space that changes
  * @fence_gfn: covers all slots but the reflagged ones, before and after, in
  *	gfns; empty if there are none
  * @fence_hva: the same in host virtual addresses
  */
 struct plan {
+	void *memory;
 	u32 changes;
 	struct plan_change *change;
 	u32 segments;
@@ -159,6 +182,7 @@ struct plan {
 	u64 pages_added;
 	bool uncovers;
 	bool drops_slots;
+	bool hands_back;
 	u32 touched;
 	struct plan_span fence_gfn;
 	struct plan_span fence_hva;
@@ -197,7 +221,7 @@ bool plan_layout_next(const struct plan_layout *layout, u32 address_space, u64 g
 
 int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules *rules,
 		     u32 *reason);
-int plan_build(struct plan *plan, const struct memslot_entry *entries, u32 nr_entries,
+int plan_build(struct plan *plan, const struct plan_request *request,
 	       const struct plan_layout *layout, const struct plan_rules *rules,
 	       struct plan_error *error);
 void plan_free(struct plan *plan);

@@ -14,14 +14,14 @@
 
 #define PLAN_PAGE_SHIFT PAGE_SHIFT
 
-static inline void *plan_array(size_t n, size_t size)
+static inline void *plan_alloc(size_t bytes)
 {
-	return kvcalloc(n, size, GFP_KERNEL_ACCOUNT);
+	return kvmalloc(bytes, GFP_KERNEL_ACCOUNT);
 }
 
-static inline void plan_array_free(void *array)
+static inline void plan_release(void *memory)
 {
-	kvfree(array);
+	kvfree(memory);
 }
 
 static inline void plan_sort(void *array, size_t n, size_t size,
@@ -43,21 +43,20 @@ typedef uint64_t u64;
 
 #define PLAN_PAGE_SHIFT 12
 
-static inline void *plan_array(size_t n, size_t size)
+static inline void *plan_alloc(size_t bytes)
 {
-	return calloc(n, size);
+	return malloc(bytes);
 }
 
-static inline void plan_array_free(void *array)
+static inline void plan_release(void *memory)
 {
-	free(array);
+	free(memory);
 }
 
 static inline void plan_sort(void *array, size_t n, size_t size,
 			     int (*cmp)(const void *, const void *))
 {
-	if (n)
-		qsort(array, n, size, cmp);
+	qsort(array, n, size, cmp);
 }
 
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))

@@ -88,6 +88,11 @@ TRACE_EVENT(memslot_commit_end,
 		__field(u32, reason)
 		__field(u32, strategy)
 		__field(u32, park_cause)
+		__field(u32, created)
+		__field(u32, deleted)
+		__field(u32, replaced)
+		__field(u32, moved)
+		__field(u32, reflagged)
 		__field(u32, grace_periods)
 		__field(u64, pages_kept)
 		__field(u64, pages_remapped)
@@ -103,6 +108,11 @@ TRACE_EVENT(memslot_commit_end,
 		__entry->reason = reply->reason;
 		__entry->strategy = reply->strategy;
 		__entry->park_cause = reply->park_cause;
+		__entry->created = reply->created;
+		__entry->deleted = reply->deleted;
+		__entry->replaced = reply->replaced;
+		__entry->moved = reply->moved;
+		__entry->reflagged = reply->reflagged;
 		__entry->grace_periods = reply->grace_periods;
 		__entry->pages_kept = reply->pages_kept;
 		__entry->pages_remapped = reply->pages_remapped;
@@ -111,9 +121,11 @@ TRACE_EVENT(memslot_commit_end,
 		__entry->ns_fenced = reply->ns_fenced;
 	    ),
 
-	    TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
+	    TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u created %u deleted %u replaced %u moved %u reflagged %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
 		      __entry->vm, __entry->err, (int)__entry->failed_index, __entry->reason,
-		      __entry->strategy, __entry->park_cause, __entry->grace_periods,
+		      __entry->strategy, __entry->park_cause, __entry->created,
+		      __entry->deleted, __entry->replaced, __entry->moved,
+		      __entry->reflagged, __entry->grace_periods,
 		      __entry->pages_kept, __entry->pages_remapped, __entry->pages_removed,
 		      __entry->pages_added, __entry->ns_fenced)
 );

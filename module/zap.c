@@ -7,17 +7,17 @@
  * KVM's own way of a slot deletion: drop all shadow pages, the vCPUs reload
  * their roots and refault the guest.
  */
-static void zap_slots(struct kvm *kvm, const struct plan *plan,
-		      struct kvm_memory_slot **old_slots)
+static void zap_slots(struct kvm *kvm, const struct plan *plan)
 {
 	u32 i;
 
 	for (i = 0; i < plan->changes; i++) {
-		enum plan_kind kind = plan->change[i].kind;
+		const struct plan_change *change = &plan->change[i];
 
-		if (kind != PLAN_DELETE && kind != PLAN_REPLACE && kind != PLAN_MOVE)
+		if (change->kind != PLAN_DELETE && change->kind != PLAN_REPLACE &&
+		    change->kind != PLAN_MOVE)
 			continue;
-		internal(kvm_arch_flush_shadow_memslot)(kvm, old_slots[i]);
+		internal(kvm_arch_flush_shadow_memslot)(kvm, change->before.slot);
 		if (compat_flush_takes_all(kvm))
 			return;
 	}
@@ -76,12 +76,11 @@ static void zap_ranges(struct kvm *kvm, const struct plan *plan)
  * zap - drop the translations that the new layout does not have
  * @kvm: the VM; the old layout is still published, and the fence is up
  * @plan: what changes
- * @old_slots: KVM's slot before each change, or NULL
  *
  * When this returns no vCPU reaches memory of a gfn that is removed or
  * remapped, and none can until the fence is dropped.
  */
-void zap(struct kvm *kvm, const struct plan *plan, struct kvm_memory_slot **old_slots)
+void zap(struct kvm *kvm, const struct plan *plan)
 {
 	lockdep_assert_held(&kvm->slots_lock);
 	lockdep_assert_held(&kvm->slots_arch_lock);
@@ -97,7 +96,7 @@ void zap(struct kvm *kvm, const struct plan *plan, struct kvm_memory_slot **old_
 	if (!compat_tdp_mmu_enabled(kvm) || kvm->arch.shadow_root_allocated ||
 	    internal(kvm_arch_has_assigned_device)(kvm)) {
 		if (plan->drops_slots)
-			zap_slots(kvm, plan, old_slots);
+			zap_slots(kvm, plan);
 	} else if (plan->zaps) {
 		zap_ranges(kvm, plan);
 	}

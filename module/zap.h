@@ -6,6 +6,6 @@
 
 #include "plan.h"
 
-void zap(struct kvm *kvm, const struct plan *plan, struct kvm_memory_slot **old_slots);
+void zap(struct kvm *kvm, const struct plan *plan);
 
 #endif /* MEMSLOT_ZAP_H */

@@ -75,6 +75,12 @@ static inline bool compat_page_tracked(struct kvm *kvm)
 	return others;
 }
 
+/* Does page-modification logging feed this VM's dirty logs? */
+static inline bool compat_logs_in_hardware(struct kvm *kvm)
+{
+	return memslot_kvm_x86_ops->cpu_dirty_log_size;
+}
+
 static inline bool compat_slot_has_guest_memfd(const struct kvm_memory_slot *slot)
 {
 	return false;

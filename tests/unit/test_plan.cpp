@@ -66,7 +66,9 @@ memslot_entry entry(u32 slot, u64 gfn, u64 npages, u64 hva_page, u32 flags = 0, 
 		.reserved = 0,
 		.guest_phys_addr = gfn * page,
 		.memory_size = npages * page,
-		.userspace_addr = hva_page * page};
+		.userspace_addr = hva_page * page,
+		.dirty_bitmap = 0,
+		.dirty_bitmap_size = 0};
 }
 
 memslot_entry removal(u32 slot, u32 as = 0)
@@ -76,7 +78,7 @@ memslot_entry removal(u32 slot, u32 as = 0)
 
 void add(plan_layout &layout, u32 id, u64 gfn, u64 npages, u64 hva_page, u32 flags = 0, u32 as = 0)
 {
-	layout.slots[{as, id}] = {as, id, flags, false, gfn, npages, hva_page * page};
+	layout.slots[{as, id}] = {as, id, flags, false, gfn, npages, hva_page * page, nullptr};
 }
 
 // Owns a plan, and what plan_build() said.
@@ -88,7 +90,13 @@ struct built {
 	built(const plan_layout &layout, const std::vector<memslot_entry> &entries,
 	      const plan_rules &with = rules)
 	{
-		err = plan_build(&plan, entries.data(), entries.size(), &layout, &with, &error);
+		const plan_request request = {
+			.entries = entries.data(),
+			.nr_entries = static_cast<u32>(entries.size()),
+			.replace_spaces = 0,
+		};
+
+		err = plan_build(&plan, &request, &layout, &with, &error);
 	}
 	built(const built &) = delete;
 	~built()
@@ -462,7 +470,7 @@ verdict judge(const plan_layout &layout, const std::vector<memslot_entry> &entri
 				      false,
 				      e.guest_phys_addr / page,
 				      e.memory_size / page,
-				      e.userspace_addr};
+				      e.userspace_addr, nullptr};
 		bool hits_entry = false, hits_slot = false;
 		for (u64 gfn = region.gfn; gfn < region.gfn + region.npages; gfn++) {
 			hits_entry |= !taken.insert({{e.address_space, gfn}, {}}).second;

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "harvest.h"
+
+#include <linux/highmem.h>
+#include <linux/kvm_host.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+
+static unsigned long pages_of(const struct memslot_entry *entry)
+{
+	if (!entry->dirty_bitmap)
+		return 0;
+	return DIV_ROUND_UP(offset_in_page(entry->dirty_bitmap) + entry->dirty_bitmap_size,
+			    PAGE_SIZE);
+}
+
+static int blame(struct plan_error *error, u32 index, u32 reason, int err)
+{
+	*error = (struct plan_error){ index, reason };
+	return err;
+}
+
+static int count_pages(struct harvest *harvest, const struct plan_request *request,
+		       struct plan_error *error)
+{
+	u64 bytes = 0;
+	u32 i;
+
+	for (i = 0; i < request->nr_entries; i++) {
+		const struct memslot_entry *entry = &request->entries[i];
+
+		if (entry->dirty_bitmap_size > HARVEST_MAX_BYTES - bytes)
+			return blame(error, i, MEMSLOT_REASON_BITMAP_SIZE, -E2BIG);
+		bytes += entry->dirty_bitmap_size;
+		harvest->nr_pages += pages_of(entry);
+	}
+	return 0;
+}
+
+static int pin_buffer(struct harvest *harvest, const struct memslot_entry *entry)
+{
+	unsigned long address = entry->dirty_bitmap & PAGE_MASK;
+	unsigned long n = pages_of(entry);
+	int got;
+
+	while (n) {
+		got = pin_user_pages_fast(address, n, FOLL_WRITE,
+					  harvest->pages + harvest->pinned);
+		if (got <= 0)
+			return got == -EINTR || got == -ENOMEM ? got : -EFAULT;
+		harvest->pinned += got;
+		address += (unsigned long)got << PAGE_SHIFT;
+		n -= got;
+		cond_resched();
+	}
+	return 0;
+}
+
+/**
+ * harvest_pin - make sure that a batch's buffers can be written later
+ * @harvest: out, all zero before; to be given to harvest_unpin(), also on error
+ * @request: the batch, of the current process
+ * @error: out, on error
+ *
+ * Faults pages in, so not to be called with a lock that serving a fault takes.
+ *
+ * Return: 0, -E2BIG, -EFAULT, -ENOMEM or -EINTR.
+ */
+int harvest_pin(struct harvest *harvest, const struct plan_request *request,
+		struct plan_error *error)
+{
+	u32 i;
+	int err;
+
+	err = count_pages(harvest, request, error);
+	if (err || !harvest->nr_pages) {
+		harvest->nr_pages = 0;
+		return err;
+	}
+	err = account_locked_vm(current->mm, harvest->nr_pages, true);
+	if (err) {
+		harvest->nr_pages = 0;
+		return blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_BITMAP_LOCKED, err);
+	}
+	harvest->pages = kvmalloc_array(harvest->nr_pages, sizeof(*harvest->pages),
+					GFP_KERNEL_ACCOUNT);
+	if (!harvest->pages)
+		return blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
+
+	for (i = 0; i < request->nr_entries; i++) {
+		err = pin_buffer(harvest, &request->entries[i]);
+		if (err == -EFAULT)
+			return blame(error, i, MEMSLOT_REASON_BITMAP_UNWRITABLE, err);
+		if (err == -ENOMEM)
+			return blame(error, i, MEMSLOT_REASON_MEMORY, err);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static void write_buffer(struct page **pages, const struct memslot_entry *entry,
+			 const struct kvm_memory_slot *slot)
+{
+	unsigned long left = kvm_dirty_bitmap_bytes((struct kvm_memory_slot *)slot);
+	const char *from = (const char *)slot->dirty_bitmap;
+	size_t offset = offset_in_page(entry->dirty_bitmap);
+
+	while (left) {
+		size_t n = min_t(size_t, left, PAGE_SIZE - offset);
+
+		memcpy_to_page(*pages++, offset, from, n);
+		from += n;
+		left -= n;
+		offset = 0;
+		cond_resched();
+	}
+}
+
+/**
+ * harvest_write - hand the last dirty bitmaps back
+ * @harvest: pinned
+ * @request: the batch
+ * @plan: what was done; the old slots are still there, with their bitmaps
+ *
+ * Only after the grace period: until then a vCPU that found the old slot may
+ * still set bits there.
+ */
+void harvest_write(struct harvest *harvest, const struct plan_request *request,
+		   const struct plan *plan)
+{
+	struct page **pages = harvest->pages;
+	u32 i;
+
+	if (!harvest->pinned)
+		return;
+	for (i = 0; i < request->nr_entries; i++) {
+		const struct memslot_entry *entry = &request->entries[i];
+
+		if (!entry->dirty_bitmap)
+			continue;
+		write_buffer(pages, entry, plan->change[i].before.slot);
+		pages += pages_of(entry);
+	}
+	harvest->written = true;
+}
+
+void harvest_unpin(struct harvest *harvest)
+{
+	if (harvest->pinned)
+		unpin_user_pages_dirty_lock(harvest->pages, harvest->pinned, harvest->written);
+	kvfree(harvest->pages);
+	if (harvest->nr_pages)
+		account_locked_vm(current->mm, harvest->nr_pages, false);
+	*harvest = (struct harvest){};
+}

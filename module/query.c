@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "query.h"
+
+#include <linux/mutex.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat/compat.h"
+#include "gate.h"
+#include "layout.h"
+#include "plan.h"
+
+static void describe(const struct plan_region *region, bool show_hva, struct memslot_entry *entry)
+{
+	*entry = (struct memslot_entry){
+		.slot = region->id,
+		.address_space = region->address_space,
+		.flags = region->flags | (region->guest_memfd ? MEMSLOT_ENTRY_GUEST_MEMFD : 0),
+		.guest_phys_addr = region->gfn << PAGE_SHIFT,
+		.memory_size = region->npages << PAGE_SHIFT,
+		.userspace_addr = show_hva ? region->hva : 0,
+	};
+}
+
+/* With slots_lock: counts all user slots, and describes as many as there is room for. */
+static void collect(struct kvm *kvm, struct memslot_query *reply, struct memslot_entry *entries,
+		    u32 room)
+{
+	const struct plan_layout layout = { .kvm = kvm };
+	bool show_hva = kvm->mm == current->mm;
+	struct plan_region region;
+	u64 gfn;
+
+	for (gfn = 0; plan_layout_next(&layout, reply->address_space, gfn, ~0ULL, &region);
+	     gfn = region.gfn + region.npages) {
+		if (region.id >= KVM_USER_MEM_SLOTS)
+			continue;
+		if (reply->count < room)
+			describe(&region, show_hva, &entries[reply->count]);
+		reply->count++;
+		cond_resched();
+	}
+	reply->generation = __kvm_memslots(kvm, reply->address_space)->generation;
+}
+
+static int copy_out(const struct query_output *output, const struct memslot_entry *entries,
+		    u32 count)
+{
+	size_t size = min_t(size_t, output->entry_size, sizeof(*entries));
+	char __user *to = u64_to_user_ptr(output->entries);
+	u32 i;
+
+	if (output->entry_size == sizeof(*entries))
+		return copy_to_user(to, entries, count * sizeof(*entries)) ? -EFAULT : 0;
+
+	for (i = 0; i < count; i++, to += output->entry_size) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (copy_to_user(to, &entries[i], size) ||
+		    clear_user(to + size, output->entry_size - size))
+			return -EFAULT;
+		cond_resched();
+	}
+	return 0;
+}
+
+/**
+ * query_layout - tell the user slots of an address space and its generation
+ * @kvm: the VM, which may be another process's
+ * @output: where to
+ * @reply: address_space in; count, reason and generation out, zero before
+ *
+ * The caller's memory may be slow (userfaultfd), so it is written without any
+ * of KVM's locks.
+ *
+ * Return: 0, or a negative errno as described for MEMSLOT_IOC_QUERY.
+ */
+int query_layout(struct kvm *kvm, const struct query_output *output, struct memslot_query *reply)
+{
+	u32 room = min_t(u32, output->count, KVM_USER_MEM_SLOTS);
+	struct memslot_entry *entries = NULL;
+	int err = 0;
+
+	if (reply->address_space >= compat_address_spaces(kvm)) {
+		reply->reason = MEMSLOT_REASON_ADDRESS_SPACE;
+		return -EINVAL;
+	}
+	if (room) {
+		if (output->entry_size < sizeof(*entries) || output->entry_size > PAGE_SIZE) {
+			reply->reason = MEMSLOT_REASON_ARGUMENT;
+			return output->entry_size > PAGE_SIZE ? -E2BIG : -EINVAL;
+		}
+		entries = kvmalloc_array(room, sizeof(*entries), GFP_KERNEL_ACCOUNT);
+		if (!entries)
+			return -ENOMEM;
+	}
+
+	if (mutex_lock_killable(&kvm->slots_lock)) {
+		err = -EINTR;
+		goto out;
+	}
+	collect(kvm, reply, entries, room);
+	mutex_unlock(&kvm->slots_lock);
+
+	if (reply->count > room) {
+		reply->reason = MEMSLOT_REASON_NO_ROOM;
+		err = -ENOSPC;
+	} else {
+		err = copy_out(output, entries, reply->count);
+	}
+out:
+	kvfree(entries);
+	return err;
+}
