@@ -70,7 +70,7 @@ int batch_append(struct batch *batch, const struct batch_input *input,
 	*error = (struct plan_error){ MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE };
 	if (!input->count)
 		return 0;
-	if (input->entry_size < sizeof(struct memslot_entry)) {
+	if (input->entry_size < BATCH_ENTRY_FIRST_SIZE) {
 		error->reason = MEMSLOT_REASON_ARGUMENT;
 		return -EINVAL;
 	}

@@ -4,6 +4,7 @@
 #define MEMSLOT_BATCH_H
 
 #include <linux/memslot.h>
+#include <linux/stddef.h>
 
 #include "plan.h"
 
@@ -12,6 +13,9 @@
  * about 8 MiB for a plan of this size, charged to the caller's cgroup.
  */
 #define BATCH_MAX_ENTRIES 16384
+
+/* Size of an entry's first version, which old callers pass for ever */
+#define BATCH_ENTRY_FIRST_SIZE offsetofend(struct memslot_entry, userspace_addr)
 
 /* Entries passed plan_check_entry(); protected by the file's lock */
 struct batch {

@@ -274,7 +274,6 @@ static int ioctl_query(struct memslot_file *file, union memslot_argument *arg)
 		.entry_size = query->entry_size,
 	};
 
-	query->count = 0;
 	query->reason = MEMSLOT_REASON_NONE;
 	query->generation = 0;
 	if (query->flags)
@@ -307,7 +306,7 @@ static const struct memslot_ioctl ioctls[] = {
 	{ MEMSLOT_IOC_STAGE, sizeof(struct memslot_stage),
 	  offsetofend(struct memslot_stage, reason), false, ioctl_stage },
 	{ MEMSLOT_IOC_COMMIT, sizeof(struct memslot_commit),
-	  offsetofend(struct memslot_commit, reserved), false, ioctl_commit },
+	  offsetofend(struct memslot_commit, generation), false, ioctl_commit },
 	{ MEMSLOT_IOC_RESET, sizeof(struct memslot_reset),
 	  offsetofend(struct memslot_reset, flags), false, ioctl_reset },
 	{ MEMSLOT_IOC_QUERY, sizeof(struct memslot_query),

@@ -6,6 +6,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "batch.h"
 #include "compat/compat.h"
 #include "gate.h"
 #include "layout.h"
@@ -32,6 +33,9 @@ static void collect(struct kvm *kvm, struct memslot_query *reply, struct memslot
 	struct plan_region region;
 	u64 gfn;
 
+	lockdep_assert_held(&kvm->slots_lock);
+
+	reply->count = 0;
 	for (gfn = 0; plan_layout_next(&layout, reply->address_space, gfn, ~0ULL, &region);
 	     gfn = region.gfn + region.npages) {
 		if (region.id >= KVM_USER_MEM_SLOTS)
@@ -69,7 +73,7 @@ static int copy_out(const struct query_output *output, const struct memslot_entr
  * query_layout - tell the user slots of an address space and its generation
  * @kvm: the VM, which may be another process's
  * @output: where to
- * @reply: address_space in; count, reason and generation out, zero before
+ * @reply: address_space in; count, reason and generation out
  *
  * The caller's memory may be slow (userfaultfd), so it is written without any
  * of KVM's locks.
@@ -87,7 +91,7 @@ int query_layout(struct kvm *kvm, const struct query_output *output, struct mems
 		return -EINVAL;
 	}
 	if (room) {
-		if (output->entry_size < sizeof(*entries) || output->entry_size > PAGE_SIZE) {
+		if (output->entry_size < BATCH_ENTRY_FIRST_SIZE || output->entry_size > PAGE_SIZE) {
 			reply->reason = MEMSLOT_REASON_ARGUMENT;
 			return output->entry_size > PAGE_SIZE ? -E2BIG : -EINVAL;
 		}

@@ -60,13 +60,44 @@ int device_stage(int device, const struct memslot_entry *entries, unsigned int c
 int device_commit(int device, __u32 flags, const struct memslot_entry *entries,
 		  unsigned int count, struct memslot_commit *reply)
 {
+	*reply = empty_commit(flags);
+	return device_commit_with(device, reply, entries, count);
+}
+
+struct memslot_commit empty_commit(__u32 flags)
+{
+	struct memslot_commit commit;
+
+	memset(&commit, POISON, sizeof(commit));
+	commit.size = sizeof(commit);
+	commit.flags = flags;
+	memset(commit.if_generation, 0, sizeof(commit.if_generation));
+	commit.replace_spaces = 0;
+	commit.reserved = 0;
+	return commit;
+}
+
+int device_commit_with(int device, struct memslot_commit *commit,
+		       const struct memslot_entry *entries, unsigned int count)
+{
+	commit->entries = (unsigned long)entries;
+	commit->count = count;
+	commit->entry_size = sizeof(*entries);
+	return call_ioctl(device, MEMSLOT_IOC_COMMIT, commit);
+}
+
+int device_query(int device, __u32 address_space, struct memslot_entry *entries,
+		 unsigned int count, struct memslot_query *reply)
+{
 	memset(reply, POISON, sizeof(*reply));
+	memset(entries, POISON, count * sizeof(*entries));
 	reply->size = sizeof(*reply);
-	reply->flags = flags;
+	reply->flags = 0;
 	reply->entries = (unsigned long)entries;
 	reply->count = count;
 	reply->entry_size = sizeof(*entries);
-	return call_ioctl(device, MEMSLOT_IOC_COMMIT, reply);
+	reply->address_space = address_space;
+	return call_ioctl(device, MEMSLOT_IOC_QUERY, reply);
 }
 
 int device_reset(int device)

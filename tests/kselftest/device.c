@@ -126,6 +126,7 @@ union argument {
 	struct memslot_stage stage;
 	struct memslot_commit commit;
 	struct memslot_reset reset;
+	struct memslot_query query;
 };
 
 /*
@@ -136,6 +137,7 @@ union argument {
 FIXTURE(argument) {
 	struct vm vm;
 	struct memslot_entry entry;
+	struct memslot_entry slots[1];
 	unsigned char *room;
 	unsigned char *room_end;
 };
@@ -161,6 +163,7 @@ FIXTURE_VARIANT_ADD(argument, bind) {
 	.request = MEMSLOT_IOC_BIND,
 	.first_size = BIND_FIRST_SIZE,
 	.size = sizeof(struct memslot_bind),
+	.known_flags = MEMSLOT_BIND_QUERY_ONLY,
 	.out_start = offsetof(struct memslot_bind, address_spaces),
 	.out_end = offsetof(struct memslot_bind, reserved),
 };
@@ -177,9 +180,10 @@ FIXTURE_VARIANT_ADD(argument, commit) {
 	.request = MEMSLOT_IOC_COMMIT,
 	.first_size = COMMIT_FIRST_SIZE,
 	.size = sizeof(struct memslot_commit),
-	.known_flags = MEMSLOT_COMMIT_TEST_ONLY | MEMSLOT_COMMIT_PARK,
+	.known_flags = MEMSLOT_COMMIT_TEST_ONLY | MEMSLOT_COMMIT_PARK |
+		       MEMSLOT_COMMIT_REPLACE_ALL | MEMSLOT_COMMIT_IF_GENERATION,
 	.out_start = offsetof(struct memslot_commit, failed_index),
-	.out_end = sizeof(struct memslot_commit),
+	.out_end = offsetof(struct memslot_commit, if_generation),
 };
 
 FIXTURE_VARIANT_ADD(argument, reset) {
@@ -188,6 +192,14 @@ FIXTURE_VARIANT_ADD(argument, reset) {
 	.size = sizeof(struct memslot_reset),
 	.out_start = sizeof(struct memslot_reset),
 	.out_end = sizeof(struct memslot_reset),
+};
+
+FIXTURE_VARIANT_ADD(argument, query) {
+	.request = MEMSLOT_IOC_QUERY,
+	.first_size = QUERY_FIRST_SIZE,
+	.size = sizeof(struct memslot_query),
+	.out_start = offsetof(struct memslot_query, reason),
+	.out_end = sizeof(struct memslot_query),
 };
 
 FIXTURE_SETUP(argument)
@@ -252,10 +264,15 @@ static bool happened(FIXTURE_DATA(argument) *self, const FIXTURE_VARIANT(argumen
 	}
 }
 
-/* The opposite, for calls that must have failed; MEMSLOT_IOC_INFO has no effect. */
+static bool only_asks(const FIXTURE_VARIANT(argument) *variant)
+{
+	return variant->request == MEMSLOT_IOC_INFO || variant->request == MEMSLOT_IOC_QUERY;
+}
+
+/* The opposite, for calls that must have failed; a question has no effect. */
 static bool did_not_happen(FIXTURE_DATA(argument) *self, const FIXTURE_VARIANT(argument) *variant)
 {
-	return variant->request == MEMSLOT_IOC_INFO || !happened(self, variant);
+	return only_asks(variant) || !happened(self, variant);
 }
 
 /* A valid argument, but for its size; what lies beyond the struct is zero. */
@@ -281,6 +298,12 @@ static union argument valid(FIXTURE_DATA(argument) *self,
 		argument.commit.entries = (unsigned long)&self->entry;
 		argument.commit.count = 1;
 		argument.commit.entry_size = sizeof(self->entry);
+		break;
+	case MEMSLOT_IOC_QUERY:
+		/* the guest's own slot, and so what the array gets is the same each time */
+		argument.query.entries = (unsigned long)self->slots;
+		argument.query.count = 1;
+		argument.query.entry_size = sizeof(self->slots[0]);
 		break;
 	}
 	return argument;
@@ -461,7 +484,7 @@ TEST_F(argument, what_is_written)
 /* What was done must not be reported as failed; a question has no other effect. */
 TEST_F(argument, reply_cannot_be_written)
 {
-	const int expected = variant->request == MEMSLOT_IOC_INFO ? -EFAULT : 0;
+	const int expected = only_asks(variant) ? -EFAULT : 0;
 
 	ASSERT_TRUE(prepare(self, variant));
 	place(self, variant, self->room, variant->size);

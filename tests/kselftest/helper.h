@@ -31,6 +31,7 @@
 #define STAGE_FIRST_SIZE 32U
 #define COMMIT_FIRST_SIZE 120U
 #define RESET_FIRST_SIZE 8U
+#define QUERY_FIRST_SIZE 40U
 
 /* Guest memory that is always there, in both address spaces, by this slot */
 #define GUEST_SLOT 500
@@ -112,6 +113,13 @@ int device_stage(int device, const struct memslot_entry *entries, unsigned int c
 int device_commit(int device, __u32 flags, const struct memslot_entry *entries,
 		  unsigned int count, struct memslot_commit *reply);
 int device_reset(int device);
+int device_query(int device, __u32 address_space, struct memslot_entry *entries,
+		 unsigned int count, struct memslot_query *reply);
+
+/* A commit without entries, for tests that set its fields themselves. */
+struct memslot_commit empty_commit(__u32 flags);
+int device_commit_with(int device, struct memslot_commit *commit,
+		       const struct memslot_entry *entries, unsigned int count);
 
 /* ioctl() as a function that returns 0, a positive result or a negative errno. */
 int call_ioctl(int fd, unsigned long request, void *argument);

@@ -402,10 +402,11 @@ struct memslot_reset {
  * @size: sizeof(struct memslot_query)
  * @flags: must be 0
  * @entries: address of an array for the slots, sorted by guest address
- * @count: in: how many elements the array has; out: how many slots there are
- * @entry_size: in: size of an element in bytes, at least that of struct
- *	memslot_entry, at most the page size; what the module does not know of it
- *	is zeroed
+ * @count: in: how many elements the array has; out, on success and with
+ *	ENOSPC: how many slots there are
+ * @entry_size: in: sizeof(struct memslot_entry), at most the page size; what
+ *	the module does not know of an element is zeroed; not looked at when
+ *	@count is 0
  * @address_space: which
  * @reason: out: enum memslot_reason
  * @generation: out: KVM's generation of the address space, for IF_GENERATION
