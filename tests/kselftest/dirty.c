@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Dirty logging of slots that a batch made, and what becomes of the log when they change. */
 #include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "harness.h"
 
@@ -490,6 +493,366 @@ TEST_F(dirty, nothing_is_lost_while_a_vcpu_writes)
 	ASSERT_LT(round, snapshot[0]);
 }
 
+/*
+ * The same the other way round: what nobody wrote is not reported, however
+ * often the layout changes.  The guest writes to every third page.
+ */
+TEST_F(dirty, nothing_is_invented)
+{
+	const struct memslot_entry split[] = { logged(&self->vm, 3, 0, 15, 0),
+					       logged(&self->vm, 1, 15, 17, 15),
+					       logged(&self->vm, 2, 32, 16, 32) };
+	const struct memslot_entry whole[] = { logged(&self->vm, 1, 0, 48, 0), absent(2),
+					       absent(3) };
+	__u64 written = 0;
+	unsigned int page;
+
+	ASSERT_TRUE(given_a_logged_slot(self));
+	for (page = 0; page < 48; page += 3) {
+		ASSERT_TRUE(guest_writes(self, PAGE_BIT(page)));
+		written |= PAGE_BIT(page);
+		ASSERT_TRUE(apply(self, split, 3));
+		ASSERT_TRUE(apply(self, whole, 3));
+	}
+	ASSERT_TRUE(log_is(self, 1, written));
+}
+
+/* ---- The last dirty bitmap, handed back by the commit ---- */
+
+static struct memslot_entry handing_back(struct memslot_entry entry, void *buffer, __u64 bytes)
+{
+	entry.dirty_bitmap = (unsigned long)buffer;
+	entry.dirty_bitmap_size = bytes;
+	return entry;
+}
+
+/* A logged slot of 48 pages, of which 3 and 40 are written since the log was last read. */
+static bool given_two_dirty_pages(FIXTURE_DATA(dirty) *self)
+{
+	return given_a_logged_slot(self) && guest_writes(self, PAGE_BIT(3) | PAGE_BIT(40));
+}
+
+#define TWO_PAGES (PAGE_BIT(3) | PAGE_BIT(40))
+#define UNTOUCHED 0x5a5a5a5a5a5a5a5aULL
+
+TEST_F(dirty, handed_back_by_a_delete)
+{
+	__u64 buffer[3] = { UNTOUCHED, UNTOUCHED, UNTOUCHED };
+	const struct memslot_entry gone = handing_back(absent(1), &buffer[1], 8);
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(apply(self, &gone, 1));
+	ASSERT_EQ(1, self->reply.grace_periods);
+	ASSERT_EQ(UNTOUCHED, buffer[0]);
+	ASSERT_EQ(TWO_PAGES, buffer[1]);
+	ASSERT_EQ(UNTOUCHED, buffer[2]);
+}
+
+TEST_F(dirty, handed_back_by_replace_all)
+{
+	struct memslot_commit commit = empty_commit(MEMSLOT_COMMIT_REPLACE_ALL);
+	__u64 bits = UNTOUCHED;
+	struct memslot_entry batch[2];
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	batch[0] = *model_find(&self->vm, 0, GUEST_SLOT);
+	batch[1] = handing_back(absent(1), &bits, 8);
+	commit.replace_spaces = 1;
+	ASSERT_EQ(0, device_commit_with(self->vm.device, &commit, batch, 2));
+	ASSERT_EQ(1, commit.deleted);
+	ASSERT_EQ(TWO_PAGES, bits);
+}
+
+TEST_F(dirty, handed_back_by_a_replace)
+{
+	__u64 bits[2] = { UNTOUCHED, UNTOUCHED };
+	/* Other memory, then the same memory cut in two: carried and handed back. */
+	struct memslot_entry other = handing_back(logged(&self->vm, 1, 0, 48, 64), bits, 16);
+	struct memslot_entry cut[] = { handing_back(logged(&self->vm, 1, 0, 16, 64), bits, 8),
+				       logged(&self->vm, 2, 16, 32, 80) };
+	__u64 log;
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(apply(self, &other, 1));
+	ASSERT_EQ(48, self->reply.pages_remapped);
+	ASSERT_EQ(TWO_PAGES, bits[0]);
+	ASSERT_EQ(UNTOUCHED, bits[1]);
+	ASSERT_TRUE(log_is(self, 1, self->initially_set ? FIRST_PAGES(48) : 0));
+
+	ASSERT_TRUE(guest_writes(self, PAGE_BIT(5) | PAGE_BIT(20)));
+	ASSERT_TRUE(apply(self, cut, 2));
+	ASSERT_EQ(48, self->reply.pages_kept);
+	ASSERT_EQ(PAGE_BIT(5) | PAGE_BIT(20), bits[0]);
+	ASSERT_EQ(0, get_log(self->vm.fd, 0, 1, &log));
+	ASSERT_EQ(PAGE_BIT(5), log);
+	ASSERT_EQ(0, get_log(self->vm.fd, 0, 2, &log));
+	ASSERT_EQ(PAGE_BIT(4), log);
+}
+
+TEST_F(dirty, handed_back_by_a_move)
+{
+	__u64 bits = UNTOUCHED;
+	struct memslot_entry moved = handing_back(logged(&self->vm, 1, 10, 48, 0), &bits, 8);
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(apply(self, &moved, 1));
+	ASSERT_EQ(1, self->reply.moved);
+	ASSERT_EQ(TWO_PAGES, bits);
+	ASSERT_TRUE(log_is(self, 1, TWO_PAGES));
+}
+
+TEST_F(dirty, handed_back_when_logging_ends)
+{
+	__u64 bits = UNTOUCHED;
+	struct memslot_entry off = handing_back(vm_region(&self->vm, 1, 0, 48, 0), &bits, 8);
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(apply(self, &off, 1));
+	ASSERT_EQ(1, self->reply.reflagged);
+	ASSERT_EQ(TWO_PAGES, bits);
+}
+
+TEST_F(dirty, handed_back_in_smm_and_for_several)
+{
+	__u64 bits[2] = { UNTOUCHED, UNTOUCHED };
+	const struct memslot_entry smm = in_smm(logged(&self->vm, 1, 0, 48, 0));
+	const struct memslot_entry gone[] = { in_smm(handing_back(absent(1), &bits[1], 8)),
+					      handing_back(absent(1), &bits[0], 8) };
+	__u64 log;
+
+	ASSERT_EQ(0, vm_set_region(&self->vm, &smm));
+	ASSERT_EQ(0, harvest(self, 1, 1, &log));
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(vm_store(&self->vm, 1, WINDOW + 7 * PAGE, 2, 1));
+	ASSERT_TRUE(apply(self, gone, 2));
+	ASSERT_EQ(TWO_PAGES, bits[0]);
+	ASSERT_EQ(PAGE_BIT(7) | PAGE_BIT(8), bits[1]);
+}
+
+/* A buffer that crosses pages, for a slot of more pages than the window has. */
+TEST_F(dirty, handed_back_across_pages)
+{
+	unsigned char *room = mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct memslot_entry entry = {
+		.slot = 1,
+		.flags = LOG_DIRTY,
+		.guest_phys_addr = WINDOW,
+		/* one page more than the last but one word is for */
+		.memory_size = (64 * 513 + 1) * PAGE,
+	};
+	__u64 *buffer = (__u64 *)(room + PAGE - 16);
+	struct memslot_commit reply;
+	unsigned int word;
+	void *memory;
+
+	memory = mmap(NULL, entry.memory_size, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(MAP_FAILED, memory);
+	ASSERT_NE(MAP_FAILED, room);
+	memset(room, 0x5a, 3 * PAGE);
+	entry.userspace_addr = (unsigned long)memory;
+	ASSERT_EQ(0, kvm_set_region(self->vm.fd, &entry));
+	if (self->initially_set) {
+		/* all words, and the last one's single bit */
+		entry = handing_back(absent(1), buffer, 514 * 8);
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &entry, 1, &reply));
+		for (word = 0; word < 513; word++)
+			ASSERT_EQ(~0ULL, buffer[word]);
+		ASSERT_EQ(1, buffer[513]);
+	} else {
+		ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + 130 * PAGE, 1, 1));
+		ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + 64 * 513 * PAGE, 1, 1));
+		entry = handing_back(absent(1), buffer, 514 * 8);
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &entry, 1, &reply));
+		for (word = 0; word < 514; word++)
+			ASSERT_EQ(word == 2 ? 4 : word == 513, buffer[word]);
+	}
+	ASSERT_EQ(UNTOUCHED, buffer[514]);
+	ASSERT_EQ(UNTOUCHED, buffer[-1]);
+	munmap(memory, (64 * 513 + 1) * PAGE);
+	munmap(room, 3 * PAGE);
+}
+
+TEST_F(dirty, not_handed_back_by_test_only)
+{
+	__u64 bits = UNTOUCHED;
+	const struct memslot_entry gone = handing_back(absent(1), &bits, 8);
+	struct memslot_commit reply;
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_EQ(0, device_commit(self->vm.device, MEMSLOT_COMMIT_TEST_ONLY, &gone, 1, &reply));
+	ASSERT_EQ(UNTOUCHED, bits);
+	ASSERT_TRUE(log_is(self, 1, TWO_PAGES));
+}
+
+/* Refused in the same way by a commit and its dry run, and nothing has changed. */
+static bool is_refused(FIXTURE_DATA(dirty) *self, const struct memslot_entry *entries,
+		       unsigned int count, int err, unsigned int index, __u32 reason)
+{
+	const __u32 flags[] = { MEMSLOT_COMMIT_TEST_ONLY, 0 };
+	__u64 before[2], after[2];
+	unsigned int i;
+	int got;
+
+	if (!vm_generations(&self->vm, before))
+		return false;
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		got = device_commit(self->vm.device, flags[i], entries, count, &self->reply);
+		if (got == err && self->reply.failed_index == index &&
+		    self->reply.reason == reason)
+			continue;
+		fprintf(stderr, "# flags %u: %s, entry %d, reason %u\n", flags[i], strerror(-got),
+			(int)self->reply.failed_index, self->reply.reason);
+		return false;
+	}
+	return vm_generations(&self->vm, after) && !memcmp(before, after, sizeof(before));
+}
+
+TEST_F(dirty, buffers_that_are_refused)
+{
+	unsigned char *room = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const struct memslot_entry other = vm_region(&self->vm, 2, 50, 4, 0);
+	const struct memslot_entry today = logged(&self->vm, 1, 0, 48, 0);
+	struct memslot_entry batch[2];
+
+	ASSERT_NE(MAP_FAILED, room);
+	ASSERT_EQ(0, mprotect(room + PAGE, PAGE, PROT_READ));
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_EQ(0, vm_set_region(&self->vm, &other));
+	batch[0] = vm_region(&self->vm, 3, 60, 2, 0);
+
+	batch[1] = handing_back(absent(1), room + 4, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_BITMAP_ALIGN));
+	batch[1] = handing_back(absent(1), room, 12);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_BITMAP_SIZE));
+	batch[1] = handing_back(absent(1), room, 0);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_BITMAP_SIZE));
+	batch[1] = handing_back(absent(1), NULL, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_BITMAP_SIZE));
+	batch[1] = handing_back(absent(1), room, (64 << 20) + 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -E2BIG, 1, MEMSLOT_REASON_BITMAP_SIZE));
+	/* read-only, beyond the end, not mapped, the kernel's */
+	batch[1] = handing_back(absent(1), room + PAGE, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EFAULT, 1, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	batch[1] = handing_back(absent(1), room + PAGE - 8, 16);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EFAULT, 1, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	batch[1] = handing_back(absent(1), (void *)8, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EFAULT, 1, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	batch[1] = handing_back(absent(1), (void *)0xffff888000000000, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EFAULT, 1, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	batch[1] = handing_back(absent(1), (void *)-8, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EFAULT, 1, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	/* no log, not yet a log, no slot yet, nothing changes */
+	batch[1] = handing_back(absent(2), room, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_NO_DIRTY_LOG));
+	batch[1] = handing_back(with_flags(other, LOG_DIRTY), room, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_NO_DIRTY_LOG));
+	batch[1] = handing_back(logged(&self->vm, 4, 56, 2, 0), room, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_NO_DIRTY_LOG));
+	batch[1] = handing_back(today, room, 8);
+	ASSERT_TRUE(is_refused(self, batch, 2, -EINVAL, 1, MEMSLOT_REASON_NO_DIRTY_LOG));
+
+	ASSERT_TRUE(log_is(self, 1, TWO_PAGES));
+	/* A slot of 65 pages needs two words. */
+	batch[0] = logged(&self->vm, 1, 0, 48, 0);
+	batch[0].memory_size = 65 * PAGE;
+	batch[1] = absent(2);
+	ASSERT_EQ(0, device_commit(self->vm.device, 0, batch, 2, &self->reply));
+	batch[0] = handing_back(absent(1), room, 8);
+	ASSERT_TRUE(is_refused(self, batch, 1, -EINVAL, 0, MEMSLOT_REASON_BITMAP_SIZE));
+	batch[0] = handing_back(absent(1), room, 16);
+	ASSERT_EQ(0, device_commit(self->vm.device, 0, batch, 1, &self->reply));
+	munmap(room, 2 * PAGE);
+}
+
+struct unprivileged {
+	FIXTURE_DATA(dirty) *self;
+	void *buffer;
+	bool ok;
+};
+
+/* Without CAP_IPC_LOCK, which is a thread's own. */
+static void *commit_unprivileged(void *argument)
+{
+	struct unprivileged *u = argument;
+	const struct memslot_entry gone = handing_back(absent(1), u->buffer, 8);
+
+	if (syscall(SYS_setresuid, 65534, 65534, 65534))
+		return NULL;
+	u->ok = is_refused(u->self, &gone, 1, -ENOMEM, MEMSLOT_NO_ENTRY,
+			   MEMSLOT_REASON_BITMAP_LOCKED);
+	return NULL;
+}
+
+TEST_F(dirty, buffers_count_as_locked_memory)
+{
+	const struct rlimit none = {}, two_pages = { 2 * PAGE, 2 * PAGE };
+	__u64 bits = UNTOUCHED;
+	struct unprivileged u = { .self = self, .buffer = &bits };
+	const struct memslot_entry gone = handing_back(absent(1), &bits, 8);
+	pthread_t thread;
+	unsigned int i;
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_EQ(0, setrlimit(RLIMIT_MEMLOCK, &none));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, commit_unprivileged, &u));
+	pthread_join(thread, NULL);
+	ASSERT_TRUE(u.ok);
+	ASSERT_EQ(0, setrlimit(RLIMIT_MEMLOCK, &two_pages));
+	/* Given back each time. */
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(0, device_commit(self->vm.device, MEMSLOT_COMMIT_TEST_ONLY, &gone, 1,
+					   &self->reply));
+	ASSERT_TRUE(apply(self, &gone, 1));
+	ASSERT_EQ(TWO_PAGES, bits);
+}
+
+/*
+ * A vCPU writes to all pages all the time, and its memory is replaced under it.
+ * Each page of the memory that went away that was written since the bitmap
+ * before must be in the last one; and once the commit has returned no page of
+ * it changes any more.
+ */
+TEST_F(dirty, handed_back_complete_while_a_vcpu_writes)
+{
+	__u32 before[2][48] = {}, after[48], later[48];
+	struct spinner spinner;
+	unsigned int round, page, changed = 0;
+
+	const struct memslot_entry start = logged(&self->vm, 1, 0, 48, 0);
+
+	ASSERT_EQ(0, vm_set_region(&self->vm, &start));
+	ASSERT_TRUE(spinner_start(&spinner, &self->vm, 0, guest_count, WINDOW, 48));
+	for (round = 0; round < 40; round++) {
+		const unsigned int old = round % 2 * 64, new = 64 - old;
+		__u64 bits = UNTOUCHED;
+		const struct memslot_entry next =
+			handing_back(logged(&self->vm, 1, 0, 48, new), &bits, 8);
+
+		ASSERT_EQ(0, device_commit(self->vm.device,
+					   round % 4 == 3 ? MEMSLOT_COMMIT_PARK : 0, &next, 1,
+					   &self->reply));
+		ASSERT_EQ(1, self->reply.grace_periods);
+		model_apply(&self->vm, &next, 1);
+		for (page = 0; page < 48; page++)
+			after[page] = *(__u32 *)(self->vm.pool + (old + page) * PAGE + 8);
+		ASSERT_TRUE(spinner_progresses(&spinner, 1));
+		for (page = 0; page < 48; page++) {
+			later[page] = *(__u32 *)(self->vm.pool + (old + page) * PAGE + 8);
+			ASSERT_EQ(after[page], later[page]) TH_LOG("page %u", page);
+			if (after[page] == before[old / 64][page])
+				continue;
+			changed++;
+			ASSERT_TRUE(bits & PAGE_BIT(page)) TH_LOG("round %u page %u", round, page);
+		}
+		memcpy(before[old / 64], after, sizeof(after));
+	}
+	ASSERT_TRUE(spinner_stop(&spinner));
+	ASSERT_LT(40, changed);
+}
+
 /* ---- A huge page that a slot's boundary cuts ---- */
 
 #define EAGER_SPLIT "/sys/module/kvm/parameters/eager_page_split"
@@ -618,12 +981,19 @@ TEST(dirty_ring)
 					       logged(&vm, 1, 10, 10, 10),
 					       logged(&vm, 3, 20, 28, 20) };
 	const struct memslot_entry merged[] = { logged(&vm, 3, 0, 48, 0), absent(1), absent(2) };
+	__u64 bits;
+	const struct memslot_entry gone = handing_back(absent(1), &bits, 8);
 
 	ASSERT_TRUE(try_commit(&vm, whole, 1, &reply));
 	ASSERT_TRUE(vm_store(&vm, 0, WINDOW, 48, 1));
 	ASSERT_EQ(0, reap(&vm, &ring, logs));
 	ASSERT_EQ(FIRST_PAGES(48), logs[0]);
 	ASSERT_EQ(0, logs[1] | logs[2]);
+
+	/* There is no bitmap to hand back. */
+	ASSERT_EQ(-EOPNOTSUPP, device_commit(vm.device, 0, &gone, 1, &reply));
+	ASSERT_EQ(MEMSLOT_REASON_DIRTY_RING, reply.reason);
+	ASSERT_EQ(0, reply.failed_index);
 
 	/* These stay writable; after the split they must be reported by their new names. */
 	ASSERT_TRUE(vm_store(&vm, 0, WINDOW, 24, 2));

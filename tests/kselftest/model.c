@@ -62,6 +62,8 @@ void model_apply(struct vm *vm, const struct memslot_entry *entries, unsigned in
 				abort();
 			}
 			vm->slots[at] = entries[i];
+			vm->slots[at].dirty_bitmap = 0;
+			vm->slots[at].dirty_bitmap_size = 0;
 			vm->nr_slots += !slot;
 		} else if (slot) {
 			vm->slots[at] = vm->slots[--vm->nr_slots];
