@@ -27,7 +27,7 @@ struct options {
 	unsigned int vcpus = 1;
 	std::uint64_t transactions = 100;
 	std::string scenario = "all";
-	memslot::commit_flags flags = memslot::commit_flags::none;
+	memslot::commit_options commit{};
 };
 
 /*
@@ -178,7 +178,7 @@ std::optional<options> parse(int argc, char **argv)
 			chosen.scenario = optarg;
 			break;
 		case 'p':
-			chosen.flags = memslot::commit_flags::park;
+			chosen.commit.park = true;
 			break;
 		case 'h':
 			std::fputs(usage, stdout);
@@ -189,7 +189,7 @@ std::optional<options> parse(int argc, char **argv)
 	}
 	if (optind != argc)
 		throw std::invalid_argument(std::string("what is ") + argv[optind] + "?");
-	if (chosen.flags != memslot::commit_flags::none && chosen.how != mode::batched)
+	if (chosen.commit.park && chosen.how != mode::batched)
 		throw std::invalid_argument("--park needs --mode batched");
 	return chosen;
 }
@@ -240,7 +240,7 @@ outcome run(const options &chosen, std::string_view name)
 			guests::change_one_by_one(vm, now, next);
 			break;
 		case mode::batched:
-			result.note(device.commit(batch, chosen.flags));
+			result.note(device.commit(batch, chosen.commit));
 			break;
 		case mode::paused:
 			vm.pause();
@@ -347,8 +347,7 @@ try {
 	}
 	std::printf("{\"mode\": \"%s\", \"vcpus\": %u, \"park\": %s, %s, \"scenarios\": {%s}}\n",
 		    mode_names[static_cast<std::size_t>(chosen->how)].data(), chosen->vcpus,
-		    chosen->flags == memslot::commit_flags::park ? "true" : "false",
-		    members(total).c_str(), each.c_str());
+		    chosen->commit.park ? "true" : "false", members(total).c_str(), each.c_str());
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {
 	std::fprintf(stderr, "churn: %s\n", why.what());

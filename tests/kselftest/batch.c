@@ -1043,6 +1043,113 @@ static struct memslot_entry random_entry(const struct vm *vm, __u32 *state)
 	return entry;
 }
 
+/* Refused batches that are malformed, too, and some that ask for a dirty bitmap */
+static void spoil(struct memslot_entry *entry, __u64 *bitmap, __u32 *state)
+{
+	switch (next_random(state) % 24) {
+	case 0:
+		entry->guest_phys_addr++;
+		break;
+	case 1:
+		entry->userspace_addr ^= 1ULL << 63;
+		break;
+	case 2:
+		entry->memory_size += 8;
+		break;
+	case 3:
+		entry->slot = 0x7fff;
+		break;
+	case 4:
+		entry->address_space = 2;
+		break;
+	case 5:
+		entry->flags |= 1U << (2 + next_random(state) % 30);
+		break;
+	case 6:
+		entry->reserved = 1;
+		break;
+	case 7:
+		entry->dirty_bitmap = (unsigned long)bitmap + next_random(state) % 2 * 4;
+		entry->dirty_bitmap_size = 8;
+		break;
+	case 8:
+		entry->dirty_bitmap = (unsigned long)bitmap;
+		entry->dirty_bitmap_size = next_random(state) % 3 * 8;
+		break;
+	case 9:
+		entry->dirty_bitmap = 4096;
+		entry->dirty_bitmap_size = 8;
+		break;
+	}
+}
+
+/*
+ * Whatever a batch is, its dry run says what the commit says: the errno, the
+ * entry and the reason, or the whole report.
+ */
+TEST(test_only_and_commit_agree)
+{
+	static struct vm vm;
+	unsigned int round, applied = 0, refused = 0;
+	const __u32 seed = (__u32)(seconds() * 1e6) | 1;
+	__u32 state = seed;
+
+	ASSERT_TRUE(vm_create(&vm, 2, 2 * RANDOM_PAGES, POOL_SMALL_PAGES));
+	ASSERT_TRUE(vm_bind(&vm));
+	for (round = 0; round < 5 * RANDOM_ROUNDS; round++) {
+		const unsigned int count = 1 + next_random(&state) % 4;
+		const bool replaces = next_random(&state) % 8 == 0;
+		const bool stale = next_random(&state) % 16 == 0;
+		struct memslot_commit said[2];
+		struct memslot_entry entries[5];
+		unsigned int i, dry;
+		__u64 bitmap[2];
+		int err[2];
+
+		for (i = 0; i < count; i++) {
+			entries[i] = random_entry(&vm, &state);
+			if (next_random(&state) % 4 == 0)
+				spoil(&entries[i], bitmap, &state);
+		}
+		if (replaces)
+			entries[count] = *model_find(&vm, 0, GUEST_SLOT);
+		for (dry = 2; dry--;) {
+			said[dry] = empty_commit(dry ? MEMSLOT_COMMIT_TEST_ONLY : 0);
+			if (replaces) {
+				said[dry].flags |= MEMSLOT_COMMIT_REPLACE_ALL;
+				said[dry].replace_spaces = 1;
+			}
+			if (stale) {
+				said[dry].flags |= MEMSLOT_COMMIT_IF_GENERATION;
+				said[dry].if_generation[1] = 1;
+			}
+			err[dry] = device_commit_with(vm.device, &said[dry], entries,
+						      count + replaces);
+		}
+		/* What only the commit knows. */
+		if (!err[0]) {
+			ASSERT_EQ(said[0].strategy != MEMSLOT_STRATEGY_NONE,
+				  said[0].grace_periods);
+			ASSERT_LE(said[1].generation[0], said[0].generation[0]);
+			ASSERT_EQ(0, said[1].grace_periods | said[1].ns_fenced);
+			said[1].grace_periods = said[0].grace_periods;
+			said[1].ns_fenced = said[0].ns_fenced;
+			memcpy(said[1].generation, said[0].generation,
+			       sizeof(said[0].generation));
+		}
+		said[1].flags = said[0].flags;
+		ASSERT_EQ(err[0], err[1]) TH_LOG("seed %u, round %u", seed, round);
+		ASSERT_EQ(0, memcmp(&said[0], &said[1], sizeof(said[0])))
+			TH_LOG("seed %u, round %u: entry %d, reason %u, not %d, %u", seed, round,
+			       said[0].failed_index, said[0].reason, said[1].failed_index,
+			       said[1].reason);
+		*(err[0] ? &refused : &applied) += 1;
+	}
+	ASSERT_LT(RANDOM_ROUNDS / 4, applied);
+	ASSERT_LT(RANDOM_ROUNDS / 4, refused);
+	vm_destroy(&vm);
+}
+
 TEST(random_batches)
 {
 	static struct vm vm;

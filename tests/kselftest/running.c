@@ -168,6 +168,32 @@ TEST_F(running, covered_changes_disturb_nobody)
 	ASSERT_TRUE(stop_all(self));
 }
 
+/* They read and execute, so they need not notice; KVM itself refuses the change. */
+TEST_F(running, toggled_readonly_disturbs_nobody)
+{
+	struct memslot_entry on[2], off[2];
+	unsigned int i;
+
+	off[0] = vm_region(&self->vm, 1, 0, SPUN, 0);
+	off[1] = in_smm(off[0]);
+	for (i = 0; i < 2; i++)
+		on[i] = with_flags(off[i], MEMSLOT_ENTRY_READONLY);
+	ASSERT_TRUE(start_all(self));
+	for (i = 0; i < 20; i++) {
+		ASSERT_TRUE(try_commit(self, 0, i % 2 ? off : on, 2));
+		ASSERT_EQ(2, self->reply.replaced);
+		ASSERT_EQ(2 * SPUN, self->reply.pages_kept);
+		ASSERT_EQ(1, self->reply.grace_periods);
+		if (i % 4 == 0) {
+			ASSERT_TRUE(all_progress(self));
+		}
+	}
+	if (kvm_has_tdp_mmu()) {
+		EXPECT_EQ(0, interrupted(self));
+	}
+	ASSERT_TRUE(stop_all(self));
+}
+
 TEST_F(running, created_slots_disturb_nobody)
 {
 	const struct memslot_entry entries[] = { vm_region(&self->vm, 10, 50, 4, 100),
