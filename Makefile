@@ -10,10 +10,6 @@ BUILD := $(CURDIR)/build
 
 export BUILD
 
-# Where Debian's kernel $(KERNEL) is in the cache: its release, its headers.
-find_kernel = set -e; kernel=$$(tests/vm/kernels.py kernel $(KERNEL)); \
-	release=$${kernel%% *}; headers=$${kernel\#* }
-
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -29,15 +25,16 @@ setup: ## install the Debian packages that the rest needs (as root)
 # ../uapi is there as it is beside module/.
 .PHONY: module
 module: setup ## build the kernel module for KERNEL
-	@$(find_kernel); out=$(BUILD)/module/$$release; mkdir -p $$out; \
-	(cd module && find . -type f \( -name '*.[chS]' -o -name Kbuild \) -printf '%P\n') | \
+	@set -e; kernel=$$(tests/vm/kernels.py kernel $(KERNEL)); \
+	out=$(BUILD)/module/$${kernel%% *}; mkdir -p $$out; \
+	(cd module && find . -type f \( -name '*.[chS]' -o -name '*.mk' -o -name Kbuild \) -printf '%P\n') | \
 	while read -r file; do \
 		mkdir -p "$$out/$$(dirname "$$file")"; \
 		ln -sfn "$(CURDIR)/module/$$file" "$$out/$$file"; \
 	done; \
 	find $$out -xtype l -delete; \
-	ln -sfn $(CURDIR)/uapi $(BUILD)/module/uapi; \
-	$(MAKE) --no-print-directory -C $$headers M=$$out W=1 modules
+	ln -sfn $(CURDIR)/uapi $(CURDIR)/versions.mk $(BUILD)/module; \
+	tests/vm/kernels.py make $(KERNEL) --no-print-directory M=$$out W=1 modules
 
 .PHONY: include
 include: $(BUILD)/include/linux/memslot.h ## stage the interface header in build/include

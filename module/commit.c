@@ -12,7 +12,6 @@
 #include <linux/rcuwait.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
-#include <linux/srcu.h>
 
 #include "compat/compat.h"
 #include "dirty.h"
@@ -21,6 +20,7 @@
 #include "layout.h"
 #include "park.h"
 #include "plan.h"
+#include "readers.h"
 #include "zap.h"
 
 #define CREATE_TRACE_POINTS
@@ -513,7 +513,7 @@ static int apply(struct commit *c, u32 cause)
 	step_done(c, STEP_ZAP);
 	publish(c); /* 6 */
 	step_done(c, STEP_PUBLISH);
-	synchronize_srcu_expedited(&c->kvm->srcu); /* 7 */
+	readers_wait(c->kvm, c->park); /* 7 */
 	c->reply->grace_periods++;
 	step_done(c, STEP_WAIT);
 	end_update(c); /* 8 */

@@ -8,7 +8,7 @@
 /* entries, plans and KVM's slots use the same flag bits */
 static_assert(MEMSLOT_ENTRY_LOG_DIRTY_PAGES == KVM_MEM_LOG_DIRTY_PAGES);
 static_assert(MEMSLOT_ENTRY_READONLY == KVM_MEM_READONLY);
-static_assert(MEMSLOT_MAX_ADDRESS_SPACES >= KVM_ADDRESS_SPACE_NUM);
+static_assert(MEMSLOT_MAX_ADDRESS_SPACES >= COMPAT_MAX_ADDRESS_SPACES);
 
 /* Widest guest physical address of the architecture */
 #define GATE_GPA_BITS 52

@@ -7,22 +7,7 @@
 #include <linux/kprobes.h>
 
 #include "compat/compat.h"
-
-#ifndef CONFIG_KPROBES
-#error "memslot needs CONFIG_KPROBES: it finds kallsyms_lookup_name() with one"
-#endif
-#ifndef CONFIG_KALLSYMS
-#error "memslot needs CONFIG_KALLSYMS: it looks KVM's functions up by name"
-#endif
-#ifndef CONFIG_KALLSYMS_ALL
-#error "memslot needs CONFIG_KALLSYMS_ALL: it looks KVM's variables up by name"
-#endif
-#ifndef CONFIG_HAVE_STATIC_CALL
-#error "memslot needs CONFIG_HAVE_STATIC_CALL: it calls KVM's functions with static_call()"
-#endif
-#ifdef CONFIG_PREEMPT_RT
-#error "memslot does not do CONFIG_PREEMPT_RT: parking reads the owner of a struct mutex"
-#endif
+#include "compat/tested.h"
 
 #define MEMSLOT_DEFINE(name) DEFINE_STATIC_CALL_NULL(memslot_##name, name);
 MEMSLOT_KVM_FUNCTIONS(MEMSLOT_DEFINE)
@@ -32,6 +17,13 @@ DEFINE_STATIC_CALL_NULL(memslot_kallsyms_lookup_name, kallsyms_lookup_name);
 
 struct kvm_x86_ops *memslot_kvm_x86_ops;
 u32 *memslot_kvm_cpu_caps;
+bool *memslot_tdp_mmu_enabled;
+
+#define MEMSLOT_VARIABLE(name) { #name, (void **)&memslot_##name },
+static const struct {
+	const char *name;
+	void **address;
+} variables[] = { MEMSLOT_KVM_VARIABLES(MEMSLOT_VARIABLE) };
 
 static int find_kallsyms_lookup_name(void)
 {
@@ -69,7 +61,7 @@ static void *look_up(const char *name)
 int kvm_internals_resolve(void)
 {
 	bool complete = true;
-	int err;
+	int i, err;
 
 	err = find_kallsyms_lookup_name();
 	if (err)
@@ -87,9 +79,10 @@ int kvm_internals_resolve(void)
 	MEMSLOT_KVM_FUNCTIONS(MEMSLOT_RESOLVE)
 #undef MEMSLOT_RESOLVE
 
-	memslot_kvm_x86_ops = look_up("kvm_x86_ops");
-	memslot_kvm_cpu_caps = look_up("kvm_cpu_caps");
-	if (!memslot_kvm_x86_ops || !memslot_kvm_cpu_caps)
-		complete = false;
+	for (i = 0; i < ARRAY_SIZE(variables); i++) {
+		*variables[i].address = look_up(variables[i].name);
+		if (!*variables[i].address)
+			complete = false;
+	}
 	return complete ? 0 : -ENOENT;
 }

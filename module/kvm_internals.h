@@ -22,11 +22,10 @@ MEMSLOT_KVM_FUNCTIONS(MEMSLOT_DECLARE)
 /* internal(f)(args): call KVM's or the kernel's own f */
 #define internal(name) static_call(memslot_##name)
 
-/* KVM's table of vendor operations; belongs to kvm.ko */
-extern struct kvm_x86_ops *memslot_kvm_x86_ops;
-
-/* KVM's view of CPUID words, indexed like boot_cpu_data.x86_capability */
-extern u32 *memslot_kvm_cpu_caps;
+/* Where KVM's own variables are */
+extern struct kvm_x86_ops *memslot_kvm_x86_ops; /* table of vendor operations */
+extern u32 *memslot_kvm_cpu_caps; /* CPUID words, as in boot_cpu_data.x86_capability */
+extern bool *memslot_tdp_mmu_enabled; /* NULL where each VM has its own */
 
 int kvm_internals_resolve(void);
 

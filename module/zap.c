@@ -4,11 +4,14 @@
 #include "compat/compat.h"
 
 /*
- * KVM's own way of a slot deletion: drop all shadow pages, the vCPUs reload
- * their roots and refault the guest.
+ * KVM's own way of a slot deletion: by default drop all shadow pages, the vCPUs
+ * reload their roots and refault the guest.  Or those of one slot only; which,
+ * another thread may be changing just now, so look at what was done: when all
+ * are dropped, their generation changes.
  */
 static void zap_slots(struct kvm *kvm, const struct plan *plan)
 {
+	u8 generation = kvm->arch.mmu_valid_gen;
 	u32 i;
 
 	for (i = 0; i < plan->changes; i++) {
@@ -18,7 +21,7 @@ static void zap_slots(struct kvm *kvm, const struct plan *plan)
 		    change->kind != PLAN_MOVE)
 			continue;
 		internal(kvm_arch_flush_shadow_memslot)(kvm, change->before.slot);
-		if (compat_flush_takes_all(kvm))
+		if (kvm->arch.mmu_valid_gen != generation)
 			return;
 	}
 }
@@ -94,7 +97,8 @@ void zap(struct kvm *kvm, const struct plan *plan)
 	 * regression that nobody has explained.  So do we.
 	 */
 	if (!compat_tdp_mmu_enabled(kvm) || kvm->arch.shadow_root_allocated ||
-	    internal(kvm_arch_has_assigned_device)(kvm)) {
+	    compat_has_assigned_device(kvm) ||
+	    (plan->uncovers && compat_page_tables_need_slots(kvm))) {
 		if (plan->drops_slots)
 			zap_slots(kvm, plan);
 	} else if (plan->zaps) {

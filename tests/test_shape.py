@@ -70,17 +70,48 @@ def test_module_is_clean_under_checkpatch() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("extra", [["W=1", "KCFLAGS=-Werror"], ["C=2", "CF=-Wsparse-error"]], ids=["W=1", "sparse"])
-def test_module_builds_without_warnings(tmp_path: Path, extra: list[str]) -> None:
-    (tmp_path / "uapi").symlink_to(PROJECT / "uapi")
-    build = tmp_path / "build"
-    build.mkdir()
+def make_module(directory: Path, kernel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Builds a copy of the module's sources there."""
+    for name in ("uapi", "versions.mk"):
+        (directory / name).symlink_to(PROJECT / name)
+    build = directory / "build"
     for path in kernel_sources():
         name = path.relative_to(PROJECT / "module")
         (build / name).parent.mkdir(parents=True, exist_ok=True)
         (build / name).symlink_to(path)
-    headers = kernels.kernel("6.1").headers
-    run = subprocess.run(["make", "-C", headers, f"M={build}", *extra, "modules"], capture_output=True, text=True)
+    command = kernels.make_command(kernel, f"M={build}", *arguments, "modules", shared=[directory])
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("extra", [["W=1", "KCFLAGS=-Werror"], ["C=2", "CF=-Wsparse-error"]], ids=["W=1", "sparse"])
+@pytest.mark.parametrize("kernel", kernels.KERNELS)
+def test_module_builds_without_warnings(tmp_path: Path, kernel: str, extra: list[str]) -> None:
+    run = make_module(tmp_path, kernel, *extra)
     said = run.stdout + run.stderr
     assert run.returncode == 0, said
     assert not re.search(r"\b(warning|error):", said), said
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("CONFIG_KPROBES=", "memslot needs a kernel with CONFIG_KPROBES: it finds kallsyms_lookup_name() with a kprobe"),
+        ("CONFIG_PREEMPT_RT=y", "memslot needs a kernel without CONFIG_PREEMPT_RT: parking reads the owner"),
+        ("KERNEL_MIN=6.2", "memslot needs Linux 6.2 or newer, this is 6.1"),
+    ],
+    ids=["missing", "unwanted", "old"],
+)
+def test_build_says_what_it_cannot_do(tmp_path: Path, setting: str, sentence: str) -> None:
+    run = make_module(tmp_path, "6.1", setting)
+    assert run.returncode != 0
+    errors = [line for line in run.stderr.splitlines() if "memslot" in line]
+    assert len(errors) == 1 and sentence in errors[0], run.stderr
+    assert "  CC " not in run.stdout
+
+
+def test_newer_kernel_builds_with_one_warning(tmp_path: Path) -> None:
+    run = make_module(tmp_path, "6.12", "KERNEL_MAX=6.11")
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    warnings = [line for line in said.splitlines() if "warning:" in line]
+    assert len(warnings) == 1 and "memslot is untested on this kernel" in warnings[0], said

@@ -11,6 +11,8 @@
 #include <linux/mutex.h>
 #include <linux/sched/task.h>
 
+#include <linux/version.h>
+
 #include <asm/ibt.h>
 
 #include "../kvm_internals.h"
@@ -25,21 +27,38 @@ static inline unsigned long compat_kprobe_entry(const struct kprobe *probe)
 	unsigned long address = (unsigned long)probe->addr;
 
 #ifdef CONFIG_X86_KERNEL_IBT
-	if (is_endbr(*(u32 *)(address - ENDBR_INSN_SIZE)))
+	u32 before = *(u32 *)(address - ENDBR_INSN_SIZE);
+
+	/* the kernel overwrites an ENDBR that nothing jumps to */
+	if (before == gen_endbr() || before == gen_endbr_poison())
 		address -= ENDBR_INSN_SIZE;
 #endif
 	return address;
 }
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+#define COMPAT_MAX_ADDRESS_SPACES KVM_MAX_NR_ADDRESS_SPACES
+#else
+#define COMPAT_MAX_ADDRESS_SPACES KVM_ADDRESS_SPACE_NUM
+#endif
+
 static inline u32 compat_address_spaces(struct kvm *kvm)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	return kvm_arch_nr_memslot_as_ids(kvm);
+#else
 	return KVM_ADDRESS_SPACE_NUM;
+#endif
 }
 
 /* Does the MMU that needs no reverse maps serve this VM? */
 static inline bool compat_tdp_mmu_enabled(struct kvm *kvm)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	return *memslot_tdp_mmu_enabled;
+#else
 	return kvm->arch.tdp_mmu_enabled;
+#endif
 }
 
 /* Can a guest become a hypervisor here?  Not: does its CPUID say so. */
@@ -50,21 +69,34 @@ static inline bool compat_can_nest(void)
 }
 
 /*
- * Encrypted VMs are not marked in struct kvm.  The vendor's hook for encrypted
- * regions answers ENOTTY for all others before it looks at the region, and
- * EINVAL here, for no region begins at this address.
+ * VMs of another type than the default are encrypted, or may be.  Of the default
+ * type, too, those that KVM_SEV_INIT made, and nothing in struct kvm marks them.
+ * But the vendor's hook for encrypted regions answers ENOTTY for all others
+ * before it looks at the region, and EINVAL here, for no region begins at this
+ * address.
  */
 static inline bool compat_is_protected(struct kvm *kvm)
 {
 	struct kvm_enc_region nowhere = { .addr = ~0ULL, .size = ~0ULL };
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM)
+		return true;
+#endif
 	return memslot_kvm_x86_ops->mem_enc_unregister_region &&
-	       memslot_kvm_x86_ops->mem_enc_unregister_region(kvm, &nowhere) != -ENOTTY;
+	       internal(__SCT__kvm_x86_mem_enc_unregister_region)(kvm, &nowhere) != -ENOTTY;
 }
 
 /* Does anybody but KVM's own shadow MMU track pages of this VM? */
 static inline bool compat_page_tracked(struct kvm *kvm)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+	return !hlist_empty(&kvm->arch.track_notifier_head.track_notifier_list);
+#else
+	return false;
+#endif
+#else
 	struct hlist_head *trackers = &kvm->arch.track_notifier_head.track_notifier_list;
 	struct hlist_node *own = &kvm->arch.mmu_sp_tracker.node;
 	bool others;
@@ -73,29 +105,53 @@ static inline bool compat_page_tracked(struct kvm *kvm)
 	others = trackers->first != own || own->next;
 	read_unlock(&kvm->mmu_lock);
 	return others;
+#endif
 }
 
 /* Does page-modification logging feed this VM's dirty logs? */
 static inline bool compat_logs_in_hardware(struct kvm *kvm)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+	return kvm->arch.cpu_dirty_log_size;
+#else
 	return memslot_kvm_x86_ops->cpu_dirty_log_size;
+#endif
 }
 
 static inline bool compat_slot_has_guest_memfd(const struct kvm_memory_slot *slot)
 {
+#ifdef KVM_MEM_GUEST_MEMFD
+	return slot->flags & KVM_MEM_GUEST_MEMFD;
+#else
 	return false;
+#endif
 }
 
-/* Raise the fence.  Caller holds mmu_lock for write. */
+/*
+ * Raise the fence.  Caller holds mmu_lock for write, and must not let go of it
+ * between what is done here: a page fault would find no range.
+ */
 static inline void compat_fence_raise(struct kvm *kvm, const struct plan *plan)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+	internal(kvm_mmu_invalidate_start)(kvm);
+	internal(kvm_mmu_invalidate_range_add)(kvm, plan->fence_gfn.start, plan->fence_gfn.end);
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	internal(kvm_mmu_invalidate_begin)(kvm);
+	internal(kvm_mmu_invalidate_range_add)(kvm, plan->fence_gfn.start, plan->fence_gfn.end);
+#else
 	internal(kvm_mmu_invalidate_begin)(kvm, plan->fence_hva.start, plan->fence_hva.end);
+#endif
 }
 
 /* Drop the fence.  Caller holds mmu_lock for write. */
 static inline void compat_fence_drop(struct kvm *kvm, const struct plan *plan)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	internal(kvm_mmu_invalidate_end)(kvm);
+#else
 	internal(kvm_mmu_invalidate_end)(kvm, plan->fence_hva.start, plan->fence_hva.end);
+#endif
 }
 
 /*
@@ -116,11 +172,59 @@ static inline bool compat_unmap(struct kvm *kvm, struct kvm_memory_slot *slot, g
 	return internal(kvm_unmap_gfn_range)(kvm, &range);
 }
 
-/* Does flushing one slot's shadow pages flush the whole VM's? */
-static inline bool compat_flush_takes_all(struct kvm *kvm)
+/*
+ * Does KVM zap everything when a slot goes, for there is a device?  Newer
+ * kernels do not ask: they zap everything for any VM, or a slot only for one
+ * that wants it so (KVM_X86_QUIRK_SLOT_ZAP_ALL).  What tells there is that
+ * userspace has told KVM of its VFIO devices, or that interrupts bypass KVM.
+ */
+static inline bool compat_has_assigned_device(struct kvm *kvm)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 17, 0)
+	return internal(kvm_arch_has_assigned_device)(kvm);
+#else
+	bool found = READ_ONCE(kvm->arch.nr_possible_bypass_irqs);
+	struct kvm_device *device;
+
+	rcu_read_lock();
+	list_for_each_entry_rcu(device, &kvm->devices, vm_node)
+		found |= !strcmp(device->ops->name, "kvm-vfio");
+	rcu_read_unlock();
+	return found;
+#endif
+}
+
+/*
+ * Must the page tables of gfns without a slot go, too?  The worker that makes
+ * huge pages of those again that were split against the iTLB multihit erratum
+ * looks their slots up, and warns where there is none.
+ */
+static inline bool compat_page_tables_need_slots(struct kvm *kvm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	return READ_ONCE(kvm->stat.nx_lpage_splits);
+#else
+	return false;
+#endif
+}
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+/* KVM_PRE_FAULT_MEMORY does not let go of SRCU while a fault is to be retried. */
+#define COMPAT_PRE_FAULT_MEMORY 1
+
+/* Is the holder of @vcpu's mutex in KVM_RUN? */
+static inline bool compat_in_kvm_run(struct kvm_vcpu *vcpu)
+{
+	return READ_ONCE(vcpu->wants_to_run);
+}
+#else
+#define COMPAT_PRE_FAULT_MEMORY 0
+
+static inline bool compat_in_kvm_run(struct kvm_vcpu *vcpu)
 {
 	return true;
 }
+#endif
 
 /* Bookkeeping that precedes kvm_arch_commit_memory_region(). */
 static inline void compat_account(struct kvm *kvm, const struct kvm_memory_slot *old,
@@ -131,6 +235,13 @@ static inline void compat_account(struct kvm *kvm, const struct kvm_memory_slot 
 		kvm->nr_memslot_pages -= old->npages;
 	else if (change == KVM_MR_CREATE)
 		kvm->nr_memslot_pages += new->npages;
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	bool did = old && old->flags & KVM_MEM_LOG_DIRTY_PAGES;
+	bool does = new && new->flags & KVM_MEM_LOG_DIRTY_PAGES;
+
+	atomic_add(does - did, &kvm->nr_memslots_dirty_logging);
+#endif
 }
 
 /*

@@ -33,17 +33,28 @@ class KernelError(Exception):
     """A kernel cannot be had; the message says what to do."""
 
 
+MIRROR = "http://mirror/debian"
+# Debian 12's debian-archive-keyring has the keys of Debian 13, too.
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where a kernel comes from: options for apt-get and apt-cache."""
+    """Where a kernel comes from, and what it is built for."""
 
-    apt_options: tuple[str, ...] = ()
+    suite: str | None = None  # None: wherever the machine's own apt gets its packages
+    root: str | None = None  # the Debian whose compiler and libraries its headers need; None: this machine's
 
 
 # Every kernel that the VM can boot, oldest first; versions.mk says which ones the module supports.
 KERNELS: dict[str, Source] = {
     "6.1": Source(),
+    "6.12": Source("bookworm-backports"),
+    "7.3": Source("trixie-backports", root="trixie"),
 }
+
+# What building a module takes, in a root of another Debian.
+ROOT_PACKAGES = ("gcc-14-for-host", "make", "libelf1t64", "libssl3t64", "pahole", "sparse")
 
 
 # Compressions that Debian's kernels come in.
@@ -100,11 +111,31 @@ def _output(command: Sequence[str], cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def _apt_options(suite: str) -> list[str]:
+    """An apt configuration of the project's own: the machine's is left as it is."""
+    own = CACHE / "apt" / suite
+    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (own / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    sources = own / "sources.list"
+    if not sources.exists():
+        sources.write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    settings = {
+        "Dir::Etc::sourcelist": sources,
+        "Dir::Etc::sourceparts": "-",
+        "Dir::Etc::preferencesparts": "-",
+        "Dir::State::lists": own / "lists",
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": own,
+        "APT::Sandbox::User": "root",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
 class _Apt:
     """Looks packages up and downloads them."""
 
     def __init__(self, source: Source) -> None:
-        self._options = source.apt_options
+        self._options = _apt_options(source.suite) if source.suite else []
 
     def _run(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
         return _output([tool, *self._options, *arguments], cwd)
@@ -129,6 +160,10 @@ class _Apt:
         return sorted(into.glob("*.deb"))
 
 
+# The packages that a kernel and its headers are made of, among what they depend on.
+PARTS = re.compile(r"linux-(?:base|binary|modules|headers|kbuild|compiler)-[^ ,]+")
+
+
 def _kernel_packages(apt: _Apt, version: str) -> tuple[str, list[str]]:
     """The kernel release, and the packages (name=version) it is made of."""
     for record in apt.records("linux-image-amd64"):
@@ -139,11 +174,14 @@ def _kernel_packages(apt: _Apt, version: str) -> tuple[str, list[str]]:
         raise KernelError(f"apt knows no linux-image-amd64 of version {version}; is this Debian 12?")
     release, package_version = match.groups()
 
-    packages = [f"linux-image-{release}={package_version}", f"linux-headers-{release}={package_version}"]
-    for record in apt.records(f"linux-headers-{release}"):
-        if record["Version"] == package_version:
-            names = re.findall(r"linux-(?:headers|kbuild|compiler)-[^ ,]+", record["Depends"])
-            packages += [f"{name}={package_version}" for name in names]
+    # Since 7.x, what used to be one package is several.
+    names = [f"linux-image-{release}", f"linux-headers-{release}"]
+    for name in names:
+        for record in apt.records(name):
+            if record["Version"] == package_version:
+                needed = re.findall(PARTS, record.get("Depends", ""))
+                names += [other for other in needed if other not in names]
+    packages = [f"{name}={package_version}" for name in names]
     return release, packages
 
 
@@ -152,12 +190,21 @@ def _rewrite_paths(root: Path) -> None:
     for makefile in root.glob("usr/src/linux-headers-*/Makefile"):
         text = makefile.read_text()
         makefile.write_text(
-            re.sub(r"^include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../", text, flags=re.M)
+            re.sub(r"^(include |KBUILD_OUTPUT=)/usr/src/", r"\1$(dir $(lastword $(MAKEFILE_LIST)))../", text, flags=re.M)
         )
     for link in (*root.glob("usr/src/linux-*/*"), *root.glob("lib/modules/*/*")):
         if link.is_symlink() and (to := os.readlink(link)).startswith("/usr/"):
             link.unlink()
-            link.symlink_to(os.path.relpath(root / to[1:], link.parent))
+            link.symlink_to(os.path.relpath(root / to[1:], link.parent.resolve()))
+
+
+def _merge_usr(root: Path, release: str) -> None:
+    """Since 7.x, all is below /usr; the links are where it was before."""
+    if (root / "lib").exists():
+        return
+    (root / "lib").symlink_to("usr/lib")
+    (root / "boot").mkdir()
+    (root / "boot" / f"vmlinuz-{release}").symlink_to(f"../usr/lib/modules/{release}/vmlinuz")
 
 
 def _decompress_kernel(boot: Path, release: str) -> None:
@@ -190,6 +237,7 @@ def _unpack_kernel(version: str, target: Path) -> None:
         root = temporary / "root"
         for deb in debs:
             _output(["dpkg", "-x", str(deb), str(root)])
+        _merge_usr(root, release)
         _rewrite_paths(root)
         _decompress_kernel(root / "boot", release)
         _output(["/sbin/depmod", "-b", str(root), release])
@@ -209,6 +257,57 @@ def kernel(version: str) -> Kernel:
         if not (target / "release").exists():
             _unpack_kernel(version, target)
     return Kernel(version, (target / "release").read_text().strip(), target)
+
+
+def _root(suite: str) -> Path:
+    """A root of another Debian from the cache, to build in; made first where it is missing."""
+    target = CACHE / "roots" / suite
+    with _locked(target.parent):
+        if not target.exists():
+            setup_host()
+            progress(f"making a root of Debian {suite} in {target.relative_to(PROJECT)}")
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{suite}-") as directory:
+                root = Path(directory) / "root"
+                options = ["--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}", f"--keyring={KEYRING}"]
+                _output(["debootstrap", *options, suite, str(root), MIRROR])
+                for archive in (root / "var/cache/apt/archives").glob("*.deb"):
+                    archive.unlink()
+                root.rename(target)
+    return target
+
+
+# Runs a command in a root ($1), in the directory $2, where the directories up to "--" are what they are here.
+# What it mounts is gone when it ends.
+ENTER = """
+set -e
+root=$1 directory=$2
+shift 2
+mount -t proc proc "$root/proc"
+while [ "$1" != -- ]; do
+	mkdir -p "$root$1"
+	mount --rbind "$1" "$root$1"
+	shift
+done
+shift
+exec chroot "$root" /bin/sh -c 'cd "$1" && shift && exec "$@"' sh "$directory" "$@"
+"""
+
+
+def make_command(version: str, *arguments: str, shared: Sequence[Path] = ()) -> list[str]:
+    """The command that runs make for a kernel's modules, where there is the compiler that the kernel asks for.
+
+    It sees the project, its cache, and the shared directories.
+    """
+    headers = kernel(version).headers
+    make = ["make", "-C", str(headers), *arguments]
+    suite = KERNELS[version].root
+    if not suite:
+        return make
+    if os.geteuid():
+        raise KernelError(f"only root can build for kernel {version}: it takes a root of Debian {suite}")
+    directories = [str(path.resolve()) for path in (PROJECT, CACHE, *shared)]
+    enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh", str(_root(suite))]
+    return [*enter, str(headers), *directories, "--", "env", "LC_ALL=C", *make]
 
 
 # What building and checking against the kernel's own sources takes.
@@ -244,17 +343,23 @@ def _unpack_source(version: str, target: Path, paths: Sequence[str]) -> None:
             (temporary / package / path).rename(target / path)
 
 
+USAGE = "usage: kernels.py kernel VERSION | make VERSION ARGUMENT... | source VERSION [PATH]..."
+
+
 def main() -> int:
-    """Prints, for make: the release and the headers of a kernel, or the directory of its sources."""
+    """For make: prints a kernel's release and headers, or where its sources are; or runs make for its modules."""
     try:
         match sys.argv[1:]:
             case ["kernel", version]:
                 found = kernel(version)
                 print(found.release, found.headers)
+            case ["make", version, *arguments]:
+                command = make_command(version, *arguments)
+                os.execvp(command[0], command)
             case ["source", version, *paths]:
                 print(linux_source(version, paths or SOURCE_PATHS))
             case _:
-                print("usage: kernels.py kernel VERSION | source VERSION [PATH]...", file=sys.stderr)
+                print(USAGE, file=sys.stderr)
                 return 2
     except KernelError as error:
         print(f"kernels.py: {error}", file=sys.stderr)

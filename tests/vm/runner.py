@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import fcntl
 import io
+import lzma
 import os
 import re
 import selectors
@@ -226,7 +227,7 @@ def _loading_order(kernel_: Kernel, names: Sequence[str]) -> list[str]:
     for line in (kernel_.modules / "modules.dep").read_text().splitlines():
         path, _, dependencies = line.partition(":")
         needs[path] = dependencies.split()
-    paths = {Path(path).stem: path for path in needs}
+    paths = {Path(path).name.partition(".")[0]: path for path in needs}
     builtin = {Path(path).stem for path in (kernel_.modules / "modules.builtin").read_text().splitlines()}
     order: list[str] = []
 
@@ -244,7 +245,7 @@ def _loading_order(kernel_: Kernel, names: Sequence[str]) -> list[str]:
 
 def _initramfs(kernel_: Kernel) -> bytes:
     modules = _loading_order(kernel_, BOOT_MODULES)
-    init = INIT.replace("@MODULES@", " ".join(Path(module).name for module in modules))
+    init = INIT.replace("@MODULES@", " ".join(Path(module).name.removesuffix(".xz") for module in modules))
     init = init.replace("@MODULES_ROOT@", str(kernel_.modules.parent.resolve()))
     archive = _Cpio()
     for directory in ("bin", "dev", "proc", "sys", "host", "written", "root", "modules"):
@@ -255,7 +256,10 @@ def _initramfs(kernel_: Kernel) -> bytes:
     archive.program("agent", AGENT.read_bytes())
     archive.program("init", init.encode())
     for module in modules:
-        archive.program(f"modules/{Path(module).name}", (kernel_.modules / module).read_bytes())
+        data = (kernel_.modules / module).read_bytes()
+        if module.endswith(".xz"):
+            data = lzma.decompress(data)
+        archive.program(f"modules/{Path(module).name.removesuffix('.xz')}", data)
     return archive.finish()
 
 
