@@ -72,8 +72,8 @@ def test_module_is_clean_under_checkpatch() -> None:
 
 def make_module(directory: Path, kernel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Builds a copy of the module's sources there."""
-    for name in ("uapi", "versions.mk"):
-        (directory / name).symlink_to(PROJECT / name)
+    for shared in ("uapi", "versions.mk"):
+        (directory / shared).symlink_to(PROJECT / shared)
     build = directory / "build"
     for path in kernel_sources():
         name = path.relative_to(PROJECT / "module")
