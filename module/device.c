@@ -24,6 +24,7 @@
 struct memslot_file {
 	struct mutex lock; /* taken before all else; protects everything here */
 	struct kvm *kvm; /* set once, with a reference; NULL until bound */
+	struct module *vendor; /* the VM ends in its code; NULL if the VM itself holds it */
 	bool query_only;
 	bool settled; /* for gate_refusal() */
 	struct batch batch;
@@ -110,6 +111,8 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_o
 		*reason = MEMSLOT_REASON_DEAD;
 		return -EIO;
 	}
+	file->vendor = vm_file->f_op->owner;
+	__module_get(file->vendor);
 	file->kvm = kvm;
 	file->query_only = query_only;
 	return 0;
@@ -372,6 +375,7 @@ static int memslot_release(struct inode *inode, struct file *filp)
 	batch_free(&file->batch);
 	if (file->kvm)
 		kvm_put_kvm(file->kvm);
+	module_put(file->vendor);
 	mutex_destroy(&file->lock);
 	kfree(file);
 	return 0;
