@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -138,6 +139,17 @@ bool kvm_can_nest(void)
 {
 	return parameter_is_on("/sys/module/kvm_amd/parameters/nested") ||
 	       parameter_is_on("/sys/module/kvm_intel/parameters/nested");
+}
+
+/* Since 6.2 KVM_RUN ends with EINTR in a page fault that sleeps. */
+bool kvm_faults_see_signals(void)
+{
+	struct utsname system;
+	int major, minor;
+
+	if (uname(&system) || sscanf(system.release, "%d.%d", &major, &minor) != 2)
+		return false;
+	return major > 6 || (major == 6 && minor >= 2);
 }
 
 long kvm_module_users(void)

@@ -183,6 +183,7 @@ long vm_statistic(const struct vm *vm, const char *name);
 /* How the loaded KVM works. */
 bool kvm_has_tdp_mmu(void);
 bool kvm_can_nest(void);
+bool kvm_faults_see_signals(void);
 long kvm_module_users(void);
 long memslot_module_users(void);
 

@@ -482,7 +482,7 @@ TEST_F(running, fenced_commit_waits_for_a_sleeping_vcpu)
 	ASSERT_TRUE(vm_check(&self->vm));
 }
 
-TEST_F(running, parked_commit_gives_up_on_a_sleeping_vcpu)
+TEST_F(running, parked_commit_does_not_wait_for_a_sleeping_vcpu)
 {
 	const struct memslot_entry entries[] = { vm_region(&self->vm, 10, 50, 4, 100),
 						 absent(9) };
@@ -490,26 +490,35 @@ TEST_F(running, parked_commit_gives_up_on_a_sleeping_vcpu)
 	struct memslot_stage stage;
 	struct sleeper sleeper;
 	double start;
+	int err;
 
 	ASSERT_TRUE(spinner_start(&self->spinners[2], &self->vm, 2, guest_spin, WINDOW, SPUN));
 	ASSERT_TRUE(sleeper_start(&sleeper, &self->vm));
 	ASSERT_TRUE(vm_generations(&self->vm, before));
 	ASSERT_EQ(0, device_stage(self->vm.device, entries, 2, &stage));
 	start = seconds();
-	ASSERT_EQ(-EBUSY, device_commit(self->vm.device, MEMSLOT_COMMIT_PARK, NULL, 0,
-					&self->reply));
+	err = device_commit(self->vm.device, MEMSLOT_COMMIT_PARK, NULL, 0, &self->reply);
 	EXPECT_GT(12, seconds() - start);
-	EXPECT_EQ(MEMSLOT_REASON_PARK_TIMEOUT, self->reply.reason);
-	EXPECT_EQ(MEMSLOT_NO_ENTRY, self->reply.failed_index);
-	EXPECT_EQ(before[0], self->reply.generation[0]);
-	EXPECT_EQ(before[1], self->reply.generation[1]);
-	EXPECT_EQ(0, self->reply.created);
+	if (kvm_faults_see_signals()) {
+		/* It leaves KVM_RUN like any other; then it sleeps again. */
+		ASSERT_EQ(0, err);
+		model_apply(&self->vm, entries, 2);
+	} else {
+		ASSERT_EQ(-EBUSY, err);
+		EXPECT_EQ(MEMSLOT_REASON_PARK_TIMEOUT, self->reply.reason);
+		EXPECT_EQ(MEMSLOT_NO_ENTRY, self->reply.failed_index);
+		EXPECT_EQ(before[0], self->reply.generation[0]);
+		EXPECT_EQ(before[1], self->reply.generation[1]);
+		EXPECT_EQ(0, self->reply.created);
+	}
 	/* The others run again. */
 	ASSERT_TRUE(spinner_progresses(&self->spinners[2], 2));
 	ASSERT_TRUE(spinner_stop(&self->spinners[2]));
 
 	ASSERT_TRUE(sleeper_wake(&sleeper));
 	ASSERT_TRUE(vm_check(&self->vm));
+	if (!err)
+		return;
 	/* The batch is still there, and now it can be applied. */
 	ASSERT_EQ(0, device_commit(self->vm.device, MEMSLOT_COMMIT_PARK, NULL, 0,
 				   &self->reply));
