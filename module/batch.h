@@ -10,7 +10,8 @@
 
 /*
  * Most entries of a batch.  Bounds what a caller can make the kernel allocate:
- * about 8 MiB for a plan of this size, charged to the caller's cgroup.
+ * about 7 MiB for a plan of this size, and 33 MiB if it also drops all slots
+ * that there can be, charged to the caller's cgroup.
  */
 #define BATCH_MAX_ENTRIES 16384
 

@@ -41,6 +41,7 @@ struct commit {
 	 */
 	struct plan plan;
 	bool planned;
+	struct plan_rules planned_by;
 	u64 planned_for[MEMSLOT_MAX_ADDRESS_SPACES];
 	struct plan_error error;
 	u32 prepared; /* kvm_arch_prepare_memory_region() was called for so many */
@@ -79,15 +80,20 @@ static bool all_nothing(const struct plan *plan)
 	return !plan->touched;
 }
 
-/* Which layout is this?  Each change gives KVM a new generation. */
+/*
+ * Is this the layout that was planned for?  Each change gives KVM a new
+ * generation; but dirty rings come without one.
+ */
 static bool planned_for_now(struct commit *c)
 {
 	u32 as;
 
+	if (c->planned_by.dirty_ring != !!c->kvm->dirty_ring_size)
+		return false;
 	for (as = 0; as < compat_address_spaces(c->kvm); as++)
 		if (c->planned_for[as] != __kvm_memslots(c->kvm, as)->generation)
 			return false;
-	return c->planned;
+	return true;
 }
 
 /*
@@ -97,16 +103,15 @@ static bool planned_for_now(struct commit *c)
 static int make_plan(struct commit *c)
 {
 	const struct plan_layout layout = { .kvm = c->kvm };
-	struct plan_rules rules;
 	u32 as;
 	int err;
 
-	if (planned_for_now(c))
+	if (c->planned && planned_for_now(c))
 		return 0;
 	plan_free(&c->plan);
 	c->planned = false;
-	gate_rules(c->kvm, &rules);
-	err = plan_build(&c->plan, c->request, &layout, &rules, &c->error);
+	gate_rules(c->kvm, &c->planned_by);
+	err = plan_build(&c->plan, c->request, &layout, &c->planned_by, &c->error);
 	if (err)
 		return err;
 	for (as = 0; as < compat_address_spaces(c->kvm); as++)
@@ -240,26 +245,27 @@ static void unwind(struct commit *c)
  */
 static void update_inactive(struct commit *c)
 {
+	struct kvm_memslots *inactive[MEMSLOT_MAX_ADDRESS_SPACES];
 	u32 i, as;
 
+	for (as = 0; as < compat_address_spaces(c->kvm); as++) {
+		inactive[as] = layout_inactive(c->kvm, as);
+		layout_forget_last_used(inactive[as]);
+	}
 	for (i = 0; i < c->plan.changes; i++) {
-		const struct plan_change *change = &c->plan.change[i];
+		const struct plan_region *old = &c->plan.change[i].before;
 
-		if (changes(change) && change->before.slot)
-			layout_take_out(layout_inactive(c->kvm, change->before.address_space),
-					change->before.slot);
+		if (changes(&c->plan.change[i]) && old->slot)
+			layout_take_out(inactive[old->address_space], old->slot);
 		cond_resched();
 	}
 	for (i = 0; i < c->plan.changes; i++) {
-		const struct plan_change *change = &c->plan.change[i];
+		const struct plan_region *new = &c->plan.change[i].after;
 
-		if (change->after.slot)
-			layout_put_in(layout_inactive(c->kvm, change->after.address_space),
-				      change->after.slot);
+		if (new->slot)
+			layout_put_in(inactive[new->address_space], new->slot);
 		cond_resched();
 	}
-	for (as = 0; as < compat_address_spaces(c->kvm); as++)
-		layout_forget_last_used(layout_inactive(c->kvm, as));
 }
 
 /*
@@ -607,13 +613,12 @@ static int attempt_parked(struct commit *c)
  * commit_apply - apply a batch to a VM, or find out what that would do
  * @kvm: the VM; the caller may change it
  * @request: what is wanted; bitmap buffers are in the current process's memory
- * @settled: what gate_refusal() remembers of the VM
  * @reply: flags in; everything that is out must be zero, and is filled in
  *
  * Return: 0, or a negative errno as described for MEMSLOT_IOC_COMMIT; then
  * nothing has changed.
  */
-int commit_apply(struct kvm *kvm, const struct plan_request *request, bool *settled,
+int commit_apply(struct kvm *kvm, const struct plan_request *request,
 		 struct memslot_commit *reply)
 {
 	struct commit c = {
@@ -626,7 +631,7 @@ int commit_apply(struct kvm *kvm, const struct plan_request *request, bool *sett
 	int err;
 
 	trace_memslot_commit_start(kvm, request->nr_entries, reply->flags);
-	err = gate_refusal(kvm, settled, &c.error.reason);
+	err = gate_refusal(kvm, &c.error.reason);
 	if (!err)
 		err = harvest_pin(&c.harvest, request, &c.error);
 	if (!err)

@@ -7,7 +7,7 @@
 
 #include "plan.h"
 
-int commit_apply(struct kvm *kvm, const struct plan_request *request, bool *settled,
+int commit_apply(struct kvm *kvm, const struct plan_request *request,
 		 struct memslot_commit *reply);
 void commit_refused(struct kvm *kvm, struct memslot_commit *reply);
 

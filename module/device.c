@@ -26,7 +26,6 @@ struct memslot_file {
 	struct kvm *kvm; /* set once, with a reference; NULL until bound */
 	struct module *vendor; /* the VM ends in its code; NULL if the VM itself holds it */
 	bool query_only;
-	bool settled; /* for gate_refusal() */
 	struct batch batch;
 };
 
@@ -85,12 +84,12 @@ static int ioctl_info(struct memslot_file *file, union memslot_argument *arg)
 	return flags ? -EOPNOTSUPP : 0;
 }
 
-static int check_changeable(struct memslot_file *file, struct kvm *kvm, u32 *reason)
+static int check_changeable(struct kvm *kvm, u32 *reason)
 {
 	int err;
 
 	err = check_owner(kvm, reason);
-	return err ?: gate_refusal(kvm, &file->settled, reason);
+	return err ?: gate_refusal(kvm, reason);
 }
 
 static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_only, u32 *reason)
@@ -103,7 +102,7 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_o
 		return -EINVAL;
 	}
 	kvm = vm_file->private_data;
-	err = query_only ? 0 : check_changeable(file, kvm, reason);
+	err = query_only ? 0 : check_changeable(kvm, reason);
 	if (err)
 		return err;
 	/* Of the VM, not of its file: closing that must still release it. */
@@ -113,8 +112,9 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_o
 	}
 	file->vendor = vm_file->f_op->owner;
 	__module_get(file->vendor);
-	file->kvm = kvm;
 	file->query_only = query_only;
+	/* pairs with ioctl_query(), which does not take the file's lock */
+	smp_store_release(&file->kvm, kvm);
 	return 0;
 }
 
@@ -226,7 +226,7 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 		.nr_entries = file->batch.count,
 		.replace_spaces = arg->replace_spaces,
 	};
-	err = commit_apply(file->kvm, &request, &file->settled, arg);
+	err = commit_apply(file->kvm, &request, arg);
 	if (!err && !(arg->flags & MEMSLOT_COMMIT_TEST_ONLY))
 		staged = 0;
 	batch_truncate(&file->batch, staged);
@@ -271,6 +271,8 @@ static int ioctl_reset(struct memslot_file *file, union memslot_argument *arg)
 static int ioctl_query(struct memslot_file *file, union memslot_argument *arg)
 {
 	struct memslot_query *query = &arg->query;
+	/* set once, and lives as long as the file */
+	struct kvm *kvm = smp_load_acquire(&file->kvm);
 	const struct query_output output = {
 		.entries = query->entries,
 		.count = query->count,
@@ -281,17 +283,18 @@ static int ioctl_query(struct memslot_file *file, union memslot_argument *arg)
 	query->generation = 0;
 	if (query->flags)
 		return -EOPNOTSUPP;
-	if (!file->kvm) {
+	if (!kvm) {
 		query->reason = MEMSLOT_REASON_NOT_BOUND;
 		return -ENOTCONN;
 	}
-	return query_layout(file->kvm, &output, query);
+	return query_layout(kvm, &output, query);
 }
 
 /*
  * @min_size is the size of the struct's first version.  The reply of an ioctl
  * that @asks nothing but a question has to arrive; any other has been done by
- * then, and must not be reported as failed.
+ * then, and must not be reported as failed.  A question is answered without
+ * the file's lock: who asks may have slow memory, and must not hold others up.
  */
 struct memslot_ioctl {
 	unsigned int cmd;
@@ -346,10 +349,11 @@ static long memslot_ioctl(struct file *filp, unsigned int cmd, unsigned long add
 	if (err)
 		return err;
 
-	if (mutex_lock_killable(&file->lock))
+	if (!ioctl->asks && mutex_lock_killable(&file->lock))
 		return -EINTR;
 	err = ioctl->run(file, &arg);
-	mutex_unlock(&file->lock);
+	if (!ioctl->asks)
+		mutex_unlock(&file->lock);
 
 	if (copy_to_user(user, &arg, min(size, ioctl->size)) && !err && ioctl->asks)
 		err = -EFAULT;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "dirty.h"
 
+#include <linux/atomic.h>
 #include <linux/bitmap.h>
 #include <linux/mm.h>
 #include <linux/sched.h>
@@ -92,19 +93,34 @@ void dirty_unset_kept(const struct plan *plan)
 			unset(&passage);
 }
 
-/* vCPUs may be setting bits of @to at this moment: one atomic OR per bit. */
+/* The @n bits from bit @at on, @n at most BITS_PER_LONG */
+static unsigned long bits_at(const unsigned long *map, unsigned long at, unsigned long n)
+{
+	unsigned long shift = at % BITS_PER_LONG;
+	unsigned long bits = map[BIT_WORD(at)] >> shift;
+
+	if (shift + n > BITS_PER_LONG)
+		bits |= map[BIT_WORD(at) + 1] << (BITS_PER_LONG - shift);
+	return bits & GENMASK(n - 1, 0);
+}
+
+/*
+ * vCPUs may be setting bits of @to at this moment, so each word of it gets one
+ * atomic OR.  Nobody sets any of @from.
+ */
 static void carry(const struct passage *passage)
 {
-	unsigned long end = passage->from_page + passage->npages;
-	unsigned long page = passage->from_page;
+	unsigned long done, n;
 
-	for (;;) {
-		page = find_next_bit(passage->from->dirty_bitmap, end, page);
-		if (page >= end)
-			return;
-		set_bit(page - passage->from_page + passage->to_page,
-			passage->to->dirty_bitmap);
-		page++;
+	for (done = 0; done < passage->npages; done += n) {
+		unsigned long to = passage->to_page + done, shift = to % BITS_PER_LONG;
+		unsigned long bits;
+
+		n = min(passage->npages - done, BITS_PER_LONG - shift);
+		bits = bits_at(passage->from->dirty_bitmap, passage->from_page + done, n);
+		if (bits)
+			atomic_long_or(bits << shift,
+				       (atomic_long_t *)&passage->to->dirty_bitmap[BIT_WORD(to)]);
 		cond_resched();
 	}
 }

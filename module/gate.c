@@ -36,29 +36,22 @@ void gate_rules(struct kvm *kvm, struct plan_rules *rules)
 /**
  * gate_refusal - is this a VM that the module does not change?
  * @kvm: the VM
- * @settled: in and out, false at first: the VM is known to stay unprotected
  * @reason: out, on error: enum memslot_reason
  *
- * Until the VM is settled this takes kvm->lock, so it is not to be called with
- * slots_lock.
+ * May take kvm->lock, so it is not to be called with slots_lock.
  *
  * Return: 0, -EIO for a dead VM, or -EOPNOTSUPP.
  */
-int gate_refusal(struct kvm *kvm, bool *settled, u32 *reason)
+int gate_refusal(struct kvm *kvm, u32 *reason)
 {
-	bool has_vcpus = atomic_read(&kvm->online_vcpus);
-
 	if (kvm->vm_dead || kvm->vm_bugged) {
 		*reason = MEMSLOT_REASON_DEAD;
 		return -EIO;
 	}
-	if (!*settled) {
-		if (compat_is_protected(kvm)) {
-			*reason = MEMSLOT_REASON_VM_TYPE;
-			return -EOPNOTSUPP;
-		}
-		/* A VM that has vCPUs can no longer become an encrypted one. */
-		*settled = has_vcpus;
+	/* Asked each time: another VM's encryption can be moved into this one. */
+	if (compat_is_protected(kvm)) {
+		*reason = MEMSLOT_REASON_VM_TYPE;
+		return -EOPNOTSUPP;
 	}
 	/* Trackers change counts per slot under locks that a park does not hold. */
 	if (compat_page_tracked(kvm)) {
@@ -80,8 +73,13 @@ int gate_refusal(struct kvm *kvm, bool *settled, u32 *reason)
  */
 u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 {
-	/* Each vCPU keeps the last writes to itself until it leaves the guest. */
-	if (plan->hands_back && compat_logs_in_hardware(kvm))
+	/*
+	 * KVM's emulator writes by one lookup of a slot and marks the page dirty by
+	 * another, which may find the new layout.  And where the processor logs
+	 * pages, a vCPU keeps the last ones to itself until it leaves the guest, and
+	 * then looks them up by gfn.  Pages that keep their gfn do not mind.
+	 */
+	if (plan->hands_back || (plan->moves_log && compat_logs_in_hardware(kvm)))
 		return MEMSLOT_PARK_DIRTY_LOG;
 
 	/* With all old slots still there nothing can refer to one that is gone. */

@@ -45,7 +45,8 @@ static int pin_buffer(struct harvest *harvest, const struct memslot_entry *entry
 	int got;
 
 	while (n) {
-		got = pin_user_pages_fast(address, n, FOLL_WRITE,
+		/* for long: a commit waits for locks, and for readers that sleep */
+		got = pin_user_pages_fast(address, n, FOLL_WRITE | FOLL_LONGTERM,
 					  harvest->pages + harvest->pinned);
 		if (got <= 0)
 			return got == -EINTR || got == -ENOMEM ? got : -EFAULT;
@@ -138,9 +139,13 @@ void harvest_write(struct harvest *harvest, const struct plan_request *request,
 	for (i = 0; i < request->nr_entries; i++) {
 		const struct memslot_entry *entry = &request->entries[i];
 
+		const struct kvm_memory_slot *old = plan->change[i].before.slot;
+
 		if (!entry->dirty_bitmap)
 			continue;
-		write_buffer(pages, entry, plan->change[i].before.slot);
+		/* has one: the plan saw that it is logged, and the VM has no ring */
+		if (!WARN_ON_ONCE(!old->dirty_bitmap))
+			write_buffer(pages, entry, old);
 		pages += pages_of(entry);
 	}
 	harvest->written = true;
@@ -148,10 +153,11 @@ void harvest_write(struct harvest *harvest, const struct plan_request *request,
 
 void harvest_unpin(struct harvest *harvest)
 {
+	if (!harvest->nr_pages)
+		return;
 	if (harvest->pinned)
 		unpin_user_pages_dirty_lock(harvest->pages, harvest->pinned, harvest->written);
 	kvfree(harvest->pages);
-	if (harvest->nr_pages)
-		account_locked_vm(current->mm, harvest->nr_pages, false);
+	account_locked_vm(current->mm, harvest->nr_pages, false);
 	*harvest = (struct harvest){};
 }

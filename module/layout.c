@@ -8,7 +8,7 @@
 #include "compat/compat.h"
 #include "plan.h"
 
-static void describe(struct kvm_memory_slot *slot, struct plan_region *region)
+void layout_describe(struct kvm_memory_slot *slot, struct plan_region *region)
 {
 	*region = (struct plan_region){
 		.address_space = slot->as_id,
@@ -31,7 +31,7 @@ bool plan_layout_find(const struct plan_layout *layout, u32 address_space, u32 i
 
 	slot = id_to_memslot(__kvm_memslots(layout->kvm, address_space), id);
 	if (slot)
-		describe(slot, region);
+		layout_describe(slot, region);
 	return slot;
 }
 
@@ -44,7 +44,7 @@ bool plan_layout_next(const struct plan_layout *layout, u32 address_space, u64 g
 	lockdep_assert_held(&layout->kvm->slots_lock);
 
 	kvm_for_each_memslot_in_gfn_range(&iter, slots, gfn, end) {
-		describe(iter.slot, region);
+		layout_describe(iter.slot, region);
 		return true;
 	}
 	return false;

@@ -5,10 +5,26 @@
 
 #include <linux/kvm_host.h>
 
+#include "plan.h"
+
 /* plan.h's view of a VM; reading it needs slots_lock */
 struct plan_layout {
 	struct kvm *kvm;
 };
+
+/* All slots of a set, by guest address */
+#define layout_for_each_slot(slot, slots, node)				\
+	for ((node) = rb_first(&(slots)->gfn_tree);			\
+	     (node) && ((slot) = layout_slot_of(slots, node), true);	\
+	     (node) = rb_next(node))
+
+static inline struct kvm_memory_slot *layout_slot_of(const struct kvm_memslots *slots,
+						     struct rb_node *node)
+{
+	return rb_entry(node, struct kvm_memory_slot, gfn_node[slots->node_idx]);
+}
+
+void layout_describe(struct kvm_memory_slot *slot, struct plan_region *region);
 
 struct kvm_memslots *layout_inactive(struct kvm *kvm, int address_space);
 void layout_take_out(struct kvm_memslots *slots, struct kvm_memory_slot *slot);

@@ -203,6 +203,9 @@ static int look_up(struct plan *plan, const struct plan_request *request,
 		}
 		change->kind = classify(&change->before, new);
 		plan->count[change->kind]++;
+		if (change->kind == PLAN_MOVE && new->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES)
+			plan->moves_log = true;
+		plan_pause();
 		if (!entry->dirty_bitmap)
 			continue;
 		err = check_bitmap(entry, change, rules, &reason);
@@ -237,8 +240,10 @@ static u32 count_replaceable(const struct plan_request *request, const struct pl
 		if (!(request->replace_spaces & 1U << address_space))
 			continue;
 		for (gfn = 0; next_user_slot(layout, rules, address_space, gfn, &slot);
-		     gfn = region_end(&slot))
+		     gfn = region_end(&slot)) {
 			n++;
+			plan_pause();
+		}
 	}
 	return n;
 }
@@ -268,6 +273,7 @@ static int drop_unnamed(struct plan *plan, const struct plan_request *request,
 				.after = { .address_space = address_space, .id = slot.id },
 			};
 			plan->count[PLAN_DELETE]++;
+			plan_pause();
 		}
 	}
 	return 0;
@@ -368,6 +374,7 @@ static int check_overlaps(const struct plan *plan, const struct plan_request *re
 		    change->kind != PLAN_REFLAG &&
 		    overlaps_staying(&change->after, request, scratch, layout, rules))
 			return fail(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
+		plan_pause();
 	}
 	if (first != MEMSLOT_NO_ENTRY)
 		return fail(error, first, MEMSLOT_REASON_OVERLAP_ENTRY, -EEXIST);
@@ -686,6 +693,7 @@ out:
  */
 void plan_free(struct plan *plan)
 {
-	plan_release(plan->memory);
+	if (plan->memory)
+		plan_release(plan->memory);
 	*plan = (struct plan){};
 }

@@ -161,6 +161,7 @@ struct plan_span {
  * @pages_added: pages whose gfn had none
  * @uncovers: some gfn has a slot today and none afterwards
  * @drops_slots: some slot is deleted, replaced or moved
+ * @moves_log: some slot with a dirty log is moved
  * @hands_back: some entry asks for its slot's last dirty bitmap
  * @touched: bit per address space that changes
  * @fence_gfn: covers all slots but the reflagged ones, before and after, in
@@ -182,6 +183,7 @@ struct plan {
 	u64 pages_added;
 	bool uncovers;
 	bool drops_slots;
+	bool moves_log;
 	bool hands_back;
 	u32 touched;
 	struct plan_span fence_gfn;

@@ -8,6 +8,7 @@
 #include <linux/errno.h>
 #include <linux/kernel.h>
 #include <linux/minmax.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
 #include <linux/types.h>
@@ -22,6 +23,12 @@ static inline void *plan_alloc(size_t bytes)
 static inline void plan_release(void *memory)
 {
 	kvfree(memory);
+}
+
+/* In loops that a caller can make long */
+static inline void plan_pause(void)
+{
+	cond_resched();
 }
 
 static inline void plan_sort(void *array, size_t n, size_t size,
@@ -51,6 +58,10 @@ static inline void *plan_alloc(size_t bytes)
 static inline void plan_release(void *memory)
 {
 	free(memory);
+}
+
+static inline void plan_pause(void)
+{
 }
 
 static inline void plan_sort(void *array, size_t n, size_t size,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "query.h"
 
-#include <linux/mutex.h>
+#include <linux/rbtree.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/srcu.h>
 #include <linux/uaccess.h>
 
 #include "batch.h"
@@ -24,28 +25,41 @@ static void describe(const struct plan_region *region, bool show_hva, struct mem
 	};
 }
 
-/* With slots_lock: counts all user slots, and describes as many as there is room for. */
-static void collect(struct kvm *kvm, struct memslot_query *reply, struct memslot_entry *entries,
+/*
+ * Counts all user slots, and describes as many as there is room for.  A reader
+ * like any other, by SRCU and not by the owner's locks: who only looks must not
+ * be able to keep the owner from changing the VM, or its vCPUs parked.
+ *
+ * Returns false while a change is half done: its generation is not final yet.
+ */
+static bool collect(struct kvm *kvm, struct memslot_query *reply, struct memslot_entry *entries,
 		    u32 room)
 {
-	const struct plan_layout layout = { .kvm = kvm };
 	bool show_hva = kvm->mm == current->mm;
+	const struct kvm_memslots *slots;
+	struct kvm_memory_slot *slot;
 	struct plan_region region;
-	u64 gfn;
+	struct rb_node *node;
+	u64 generation;
+	int srcu;
 
-	lockdep_assert_held(&kvm->slots_lock);
-
+	srcu = srcu_read_lock(&kvm->srcu);
+	/* One set, looked up once: it stays as it is until readers are gone. */
+	slots = __kvm_memslots(kvm, reply->address_space);
+	generation = READ_ONCE(slots->generation);
 	reply->count = 0;
-	for (gfn = 0; plan_layout_next(&layout, reply->address_space, gfn, ~0ULL, &region);
-	     gfn = region.gfn + region.npages) {
-		if (region.id >= KVM_USER_MEM_SLOTS)
+	layout_for_each_slot(slot, slots, node) {
+		if (slot->id >= KVM_USER_MEM_SLOTS)
 			continue;
-		if (reply->count < room)
+		if (reply->count < room) {
+			layout_describe(slot, &region);
 			describe(&region, show_hva, &entries[reply->count]);
+		}
 		reply->count++;
-		cond_resched();
 	}
-	reply->generation = __kvm_memslots(kvm, reply->address_space)->generation;
+	srcu_read_unlock(&kvm->srcu, srcu);
+	reply->generation = generation;
+	return !(generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
 }
 
 static int copy_out(const struct query_output *output, const struct memslot_entry *entries,
@@ -100,13 +114,13 @@ int query_layout(struct kvm *kvm, const struct query_output *output, struct mems
 			return -ENOMEM;
 	}
 
-	if (mutex_lock_killable(&kvm->slots_lock)) {
-		err = -EINTR;
-		goto out;
+	while (!collect(kvm, reply, entries, room)) {
+		if (fatal_signal_pending(current)) {
+			err = -EINTR;
+			goto out;
+		}
+		schedule_timeout_killable(1);
 	}
-	collect(kvm, reply, entries, room);
-	mutex_unlock(&kvm->slots_lock);
-
 	if (reply->count > room) {
 		reply->reason = MEMSLOT_REASON_NO_ROOM;
 		err = -ENOSPC;

@@ -83,6 +83,9 @@ static inline bool compat_is_protected(struct kvm *kvm)
 	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM)
 		return true;
 #endif
+	/* spares other machines the lock that the hook takes */
+	if (!(memslot_kvm_cpu_caps[X86_FEATURE_SEV / 32] & BIT(X86_FEATURE_SEV % 32)))
+		return false;
 	return memslot_kvm_x86_ops->mem_enc_unregister_region &&
 	       internal(__SCT__kvm_x86_mem_enc_unregister_region)(kvm, &nowhere) != -ENOTTY;
 }
@@ -99,12 +102,9 @@ static inline bool compat_page_tracked(struct kvm *kvm)
 #else
 	struct hlist_head *trackers = &kvm->arch.track_notifier_head.track_notifier_list;
 	struct hlist_node *own = &kvm->arch.mmu_sp_tracker.node;
-	bool others;
 
-	read_lock(&kvm->mmu_lock);
-	others = trackers->first != own || own->next;
-	read_unlock(&kvm->mmu_lock);
-	return others;
+	/* No lock: nothing but addresses is compared, and @own is the VM's. */
+	return READ_ONCE(trackers->first) != own || READ_ONCE(own->next);
 #endif
 }
 

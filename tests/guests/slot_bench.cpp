@@ -6,6 +6,7 @@
 #include "scenario.hpp"
 #include "stamped_memory.hpp"
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -24,6 +25,10 @@ constexpr std::uint64_t split_at = range_pages / 4;
 constexpr std::uint32_t many = 512;
 constexpr std::uint64_t many_gpa = 64 << 20;
 constexpr std::uint32_t many_first_slot = 16;
+
+/* A slot that is changed by itself, away from what vCPUs visit */
+constexpr std::uint64_t single_gpa = 32 << 20;
+constexpr std::uint32_t single_slot = 9;
 
 /* What the guest uses besides: KVM's own deletion of a slot drops its translations, too */
 constexpr std::uint64_t other_gpa = 128 << 20;
@@ -104,6 +109,41 @@ public:
 	{
 		change(whole_, split_, to);
 		change(split_, whole_, to);
+	}
+
+	/*
+	 * One slot at a time, which KVM's own ioctl can do as well: created, moved, logged, no longer
+	 * logged, deleted.  The same call site times both ways.
+	 */
+	void one_slot(std::array<comparison, 5> &noted)
+	{
+		memslot::region region{
+			.slot = single_slot,
+			.guest_phys_addr = single_gpa,
+			.memory_size = range_pages * guests::page_size,
+			.userspace_addr = many_memory_.page(0),
+		};
+		std::array<memslot::region, 5> steps;
+
+		steps[0] = region;
+		region.guest_phys_addr += 2 * region.memory_size;
+		steps[1] = region;
+		region.log_dirty_pages = true;
+		steps[2] = region;
+		region.log_dirty_pages = false;
+		steps[3] = region;
+		region.memory_size = 0;
+		steps[4] = region;
+		vm_.wait_for_passes();
+		for (std::size_t i = 0; i < steps.size(); i++)
+			noted[i].one_by_one.push_back(time([&] { vm_.set_region(steps[i]); }));
+		vm_.wait_for_passes();
+		for (std::size_t i = 0; i < steps.size(); i++) {
+			batch_.clear();
+			batch_.set(steps[i]);
+			noted[i].batched.push_back(
+				time([&] { noted[i].strategy = device_.commit(batch_).strategy; }));
+		}
 	}
 
 	void create_and_delete(comparison &created, comparison &deleted)
@@ -235,10 +275,12 @@ try {
 	comparison three;
 	comparison created;
 	comparison deleted;
+	std::array<comparison, 5> single;
 	bench bench(chosen);
 
 	for (unsigned int i = 0; i < chosen.rounds; i++) {
 		bench.split_and_merge(three);
+		bench.one_slot(single);
 		if (i % rounds_per_many == 0)
 			bench.create_and_delete(created, deleted);
 	}
@@ -248,6 +290,11 @@ try {
 	print("three_changes", three);
 	print("delete_512", deleted);
 	print("create_512", created);
+	print("create_one", single[0]);
+	print("move_one", single[1]);
+	print("log_one", single[2]);
+	print("unlog_one", single[3]);
+	print("delete_one", single[4]);
 	std::printf("}\n");
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {

@@ -235,6 +235,7 @@ void vm::set_region(const memslot::region &region)
 	kvm_userspace_memory_region arg{};
 
 	arg.slot = region.slot;
+	arg.flags = region.log_dirty_pages ? KVM_MEM_LOG_DIRTY_PAGES : 0;
 	arg.guest_phys_addr = region.guest_phys_addr;
 	arg.memory_size = region.memory_size;
 	arg.userspace_addr = reinterpret_cast<std::uintptr_t>(region.userspace_addr);

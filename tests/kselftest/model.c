@@ -122,6 +122,7 @@ void model_expect(const struct vm *vm, const struct memslot_entry *entries, unsi
 {
 	static __u64 before[WINDOW_MAX_PAGES], after[WINDOW_MAX_PAGES];
 	unsigned int address_space, i, page;
+	bool hands_back = false;
 
 	memset(expectation, 0, sizeof(*expectation));
 	for (address_space = 0; address_space < MEMSLOT_MAX_ADDRESS_SPACES; address_space++) {
@@ -154,6 +155,13 @@ void model_expect(const struct vm *vm, const struct memslot_entry *entries, unsi
 
 	if (!expectation->touched)
 		return;
+	for (i = 0; i < count; i++)
+		hands_back |= entries[i].dirty_bitmap;
+	if (hands_back) {
+		expectation->strategy = MEMSLOT_STRATEGY_PARK;
+		expectation->park_cause = MEMSLOT_PARK_DIRTY_LOG;
+		return;
+	}
 	/* With all old slots still there, nothing can refer to one that is gone. */
 	if (!expectation->deleted && !expectation->replaced && !expectation->moved) {
 		expectation->strategy = MEMSLOT_STRATEGY_FENCE;

@@ -151,8 +151,10 @@ enum memslot_strategy {
  * @MEMSLOT_PARK_NESTED: the VM has run a nested guest
  * @MEMSLOT_PARK_UNCOVERS: memory goes away and nothing takes its place, while
  *	a vCPU could start a nested guest
- * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, and the processor
- *	keeps part of it (page-modification logging) until a vCPU stops
+ * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, and a vCPU inside
+ *	KVM_RUN may have written a page that it is only about to mark; or a slot
+ *	with a dirty log is moved, and the processor keeps part of that log
+ *	(page-modification logging) until a vCPU stops
  */
 enum memslot_park_cause {
 	MEMSLOT_PARK_NOT = 0,
@@ -251,9 +253,13 @@ struct memslot_bind {
  * The last dirty bitmap is that of the slot as it was before the commit: bit n
  * says that page n was written since the log was last read or cleared.  It may
  * be asked for where the entry removes, replaces or moves a slot with
- * MEMSLOT_ENTRY_LOG_DIRTY_PAGES, or switches that off.  It is complete: all
- * writes through the old slot are in it.  Bits of pages that keep their host
+ * MEMSLOT_ENTRY_LOG_DIRTY_PAGES, or switches that off.  Such a commit parks
+ * the vCPUs, so that the bitmap is complete: all writes of vCPUs through the old
+ * slot are in it (but those to pages that a nested guest's VMCS names, which
+ * VMX marks when the nested guest exits).  Bits of pages that keep their host
  * address are carried to the new slot besides.
+ *
+ * The buffer counts as locked memory (RLIMIT_MEMLOCK) during the ioctl.
  */
 struct memslot_entry {
 	__u32 slot;
