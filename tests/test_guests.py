@@ -137,12 +137,6 @@ def test_bench_compares_like_with_like(programs: Path, run_in_vm: Run) -> None:
         assert report[name]["one_by_one_ns"] > 0 < report[name]["batched_ns"]
 
 
-def test_example_replaces_memory(run_in_vm: Run) -> None:
-    subprocess.run(["make", "--silent", "-C", PROJECT / "userlib", f"BUILD={BUILD}", "examples"], check=True)
-    result = run_in_vm(BUILD / "userlib/replace")
-    assert result.stdout == "1 created, 1 replaced, strategy fence\n"
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

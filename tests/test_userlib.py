@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""userlib/memslot.hpp on the host: it compiles, installs, is found, and its batches are right."""
+"""userlib/memslot.hpp: it compiles, installs, is found, and says what it should, in the VM, too."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runner import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 USERLIB = ROOT / "userlib"
+BUILD = Path(os.environ.get("BUILD", ROOT / "build"))
 PREFIX = "/opt/memslot"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wsign-conversion"]
 COMPILERS = ["g++", "clang++"]
+EXAMPLES = {
+    "replace": "1 created, 1 replaced, strategy fence\n",
+    "hotplug": "33 slots, 33 MiB\n",
+}
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
@@ -34,12 +41,19 @@ def compiler(name: str) -> str:
 
 
 def run_example(program: Path) -> None:
-    """Without the module the example must say so; with it (never in CI) it must work."""
+    """Without the module an example must say so; with it (never in CI) it must work."""
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        assert "1 created, 1 replaced" in done.stdout
+        assert done.stdout == EXAMPLES[program.name]
     else:
         assert re.search(r"/dev/kvm: |modprobe memslot|join the group", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Where the programs that need the module are, built."""
+    run("make", "--silent", "-C", USERLIB, f"BUILD={BUILD}", "examples", "vm-tests")
+    return BUILD / "userlib"
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +75,22 @@ def test_header_compiles_alone(cxx: str, standard: str, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("program", ["batch", "calls"])
 @pytest.mark.parametrize("cxx", COMPILERS)
-def test_batch_builder(cxx: str, tmp_path: Path) -> None:
-    program = tmp_path / "batch"
+def test_without_module(cxx: str, program: str, tmp_path: Path) -> None:
+    """What batches hold; what the kernel is asked for, and what becomes of its answers."""
+    built = tmp_path / program
     run(
         compiler(cxx), "-std=c++20", *WARNINGS, "-Werror", "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all", f"-I{USERLIB}", f"-I{ROOT / 'uapi'}",
-        USERLIB / "tests/batch.cpp", "-o", program,
+        USERLIB / f"tests/{program}.cpp", "-o", built,
     )  # fmt: skip
-    run(program)
+    run(built)
 
 
+@pytest.mark.parametrize("enum", ["memslot_reason", "memslot_strategy", "memslot_park_cause"])
 @pytest.mark.parametrize("cxx", COMPILERS)
-def test_reason_without_words_does_not_compile(cxx: str, tmp_path: Path) -> None:
+def test_what_has_no_words_does_not_compile(cxx: str, enum: str, tmp_path: Path) -> None:
     header = (ROOT / "uapi/linux/memslot.h").read_text()
     command: list[str | Path] = [
         compiler(cxx), "-std=c++20", "-fsyntax-only", "-x", "c++",
@@ -85,15 +102,27 @@ def test_reason_without_words_does_not_compile(cxx: str, tmp_path: Path) -> None
     copy.write_text(header)
     run(*command)
 
-    more, count = re.subn(r"(enum memslot_reason \{)", r"\1 MEMSLOT_REASON_NEW = 1000,", header)
+    more, count = re.subn(rf"(enum {enum} \{{)", r"\1 MEMSLOT_NEW = 1000,", header)
     assert count == 1
     copy.write_text(more)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "MEMSLOT_REASON_NEW" in done.stderr
+    assert "MEMSLOT_NEW" in done.stderr
 
 
-def test_example_with_pkg_config(destdir: Path, tmp_path: Path) -> None:
+def test_every_feature_has_words() -> None:
+    """Features are bits, which no compiler counts."""
+    bits = re.findall(r"^#define (MEMSLOT_FEATURE_\w+)\t", (ROOT / "uapi/linux/memslot.h").read_text(), re.M)
+    header = (USERLIB / "memslot.hpp").read_text()
+    named = dict(re.findall(r"^\t(\w+) = (MEMSLOT_FEATURE_\w+),$", header, re.M))
+    assert sorted(named.values()) == sorted(bits) != []
+    (listed,) = re.findall(r"std::array features\{(.*?)\};", header, re.S)
+    assert sorted(re.findall(r"feature::(\w+)", listed)) == sorted(named)
+    assert sorted(re.findall(r"case feature::(\w+):", header)) == sorted(named)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_with_pkg_config(example: str, destdir: Path, tmp_path: Path) -> None:
     env = {
         "PKG_CONFIG_PATH": f"{destdir}{PREFIX}/share/pkgconfig",
         "PKG_CONFIG_SYSROOT_DIR": str(destdir),
@@ -101,10 +130,10 @@ def test_example_with_pkg_config(destdir: Path, tmp_path: Path) -> None:
     run("pkg-config", "--atleast-version=0.1", "memslot", env=env)
     flags = run("pkg-config", "--cflags", "memslot", env=env).split()
     assert flags == [f"-I{destdir}{PREFIX}/include"]
-    program = tmp_path / "replace"
+    program = tmp_path / example
     run(
-        compiler("g++"), "-std=c++20", *WARNINGS, "-Werror", *flags,
-        USERLIB / "examples/replace.cpp", "-o", program,
+        compiler("g++"), "-std=c++20", *WARNINGS, "-Werror", "-pthread", *flags,
+        USERLIB / f"examples/{example}.cpp", "-o", program,
     )  # fmt: skip
     run_example(program)
 
@@ -121,6 +150,16 @@ def test_example_with_cmake(destdir: Path, tmp_path: Path) -> None:
     run("cmake", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={destdir}{PREFIX}")
     run("cmake", "--build", build)
     run_example(build / "replace")
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_with_module(example: str, programs: Path, run_in_vm: Callable[..., Result]) -> None:
+    assert run_in_vm(programs / example).stdout == EXAMPLES[example]
+
+
+def test_with_module(programs: Path, run_in_vm: Callable[..., Result]) -> None:
+    """Queries, replace all, if generation and last dirty bitmaps of a real VM."""
+    run_in_vm(programs / "vm")
 
 
 def test_cmake_refuses_another_major_version(destdir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@
  *	memslot::report report = dev.commit(batch);
  *
  * Each operation comes twice: NAME() throws memslot::error, try_NAME() is noexcept and returns a
- * memslot::result.  Neither allocates memory unless it throws.
+ * memslot::result.  Neither allocates memory unless it throws; but for query(), while the layout
+ * has too little room (see layout::reserve()).
  */
 #pragma once
 
@@ -27,6 +28,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <fcntl.h>
+#include <initializer_list>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -44,7 +47,22 @@ namespace memslot {
 inline constexpr const char *default_path = "/dev/memslot";
 
 /** What can fail. */
-enum class operation : std::uint8_t { open, info, bind, stage, commit, reset };
+enum class operation : std::uint8_t { open, info, bind, stage, commit, reset, query };
+
+/** What a module can do, or cannot; see device_info::has(). */
+enum class feature : std::uint64_t {
+	test_only = MEMSLOT_FEATURE_TEST_ONLY,
+	park = MEMSLOT_FEATURE_PARK,
+	replace_all = MEMSLOT_FEATURE_REPLACE_ALL,
+	if_generation = MEMSLOT_FEATURE_IF_GENERATION,
+	dirty_bitmap = MEMSLOT_FEATURE_DIRTY_BITMAP,
+	query = MEMSLOT_FEATURE_QUERY,
+};
+
+/** All that this header knows. */
+inline constexpr std::array features{feature::query,	     feature::test_only,
+				     feature::park,	     feature::replace_all,
+				     feature::if_generation, feature::dirty_bitmap};
 
 /*
  * The switches below have no default on purpose: an enumerator without words does not
@@ -123,8 +141,30 @@ enum class operation : std::uint8_t { open, info, bind, stage, commit, reset };
 		return "a vCPU did not leave KVM_RUN in time; try again, "
 		       "or see whether it waits for its own memory (userfaultfd, FUSE, NFS)";
 	case MEMSLOT_REASON_LOCKED:
-		return "somebody holds the VM's lock and waits for a vCPU that is being parked; "
-		       "try again";
+		return "somebody else changes the VM's slots or reads its dirty log, and did not "
+		       "end in time; try again";
+	case MEMSLOT_REASON_GENERATION:
+		return "the layout has changed since it was queried; query it and build the batch "
+		       "again";
+	case MEMSLOT_REASON_BITMAP_ALIGN:
+		return "the buffer for the last dirty bitmap is not a multiple of 8";
+	case MEMSLOT_REASON_BITMAP_SIZE:
+		return "the buffer for the last dirty bitmap is too small for today's slot, or all "
+		       "buffers together are above 64 MiB; see dirty_bitmap_words()";
+	case MEMSLOT_REASON_BITMAP_UNWRITABLE:
+		return "the buffer for the last dirty bitmap cannot be written";
+	case MEMSLOT_REASON_BITMAP_LOCKED:
+		return "the buffers for last dirty bitmaps are above RLIMIT_MEMLOCK; raise it "
+		       "(ulimit -l), or commit in smaller batches";
+	case MEMSLOT_REASON_NO_DIRTY_LOG:
+		return "there is no last dirty bitmap: the slot has no dirty log, or keeps it";
+	case MEMSLOT_REASON_DIRTY_RING:
+		return "there is no last dirty bitmap: the VM has dirty rings";
+	case MEMSLOT_REASON_QUERY_ONLY:
+		return "the file is bound for queries only; open the device again and bind() "
+		       "without access::query_only";
+	case MEMSLOT_REASON_NO_ROOM:
+		return "there are more slots than room for them; try again";
 	}
 	return "a reason that only a newer memslot.hpp has words for";
 }
@@ -157,6 +197,8 @@ enum class operation : std::uint8_t { open, info, bind, stage, commit, reset };
 		return "the VM has run a nested guest";
 	case MEMSLOT_PARK_UNCOVERS:
 		return "memory goes away uncovered while a vCPU could start a nested guest";
+	case MEMSLOT_PARK_DIRTY_LOG:
+		return "the processor keeps part of the last dirty bitmap until a vCPU stops";
 	}
 	return "unknown";
 }
@@ -177,6 +219,28 @@ enum class operation : std::uint8_t { open, info, bind, stage, commit, reset };
 		return "commit";
 	case operation::reset:
 		return "reset";
+	case operation::query:
+		return "query";
+	}
+	return "unknown";
+}
+
+/** What a feature is good for, as a phrase; never empty. */
+[[nodiscard]] constexpr std::string_view words(feature which) noexcept
+{
+	switch (which) {
+	case feature::test_only:
+		return "check a commit and report what it would do";
+	case feature::park:
+		return "park the vCPUs on request";
+	case feature::replace_all:
+		return "replace all slots of an address space";
+	case feature::if_generation:
+		return "commit only if nobody changed the layout since it was queried";
+	case feature::dirty_bitmap:
+		return "hand back the last dirty bitmap of a slot that goes";
+	case feature::query:
+		return "tell the layout of an address space";
 	}
 	return "unknown";
 }
@@ -209,6 +273,8 @@ struct failure {
 			text += ": load the module first (modprobe memslot)";
 		else if (op == operation::open && (errnum == EACCES || errnum == EPERM))
 			text += ": join the group that owns the device (ls -l /dev/memslot)";
+		else if (reason == MEMSLOT_REASON_GENERATION && errnum == EINVAL)
+			text += ": if_generation has no layout of this address space";
 		else if (reason != MEMSLOT_REASON_NONE)
 			text.append(": ").append(words(reason));
 		return text;
@@ -306,6 +372,18 @@ public:
 		return std::get_if<0>(&content_);
 	}
 
+	/** The value; only if has_value(). */
+	[[nodiscard]] const T &operator*() const noexcept
+	{
+		return *std::get_if<0>(&content_);
+	}
+
+	/** The value; only if has_value(). */
+	[[nodiscard]] const T *operator->() const noexcept
+	{
+		return std::get_if<0>(&content_);
+	}
+
 	/** The failure; only if not has_value(). */
 	[[nodiscard]] const failure &error() const noexcept
 	{
@@ -375,6 +453,145 @@ struct region {
 	bool readonly = false;
 };
 
+/** A slot as it is today. */
+struct slot_info : region {
+	/**
+	 * KVM_MEM_GUEST_MEMFD: memory that is not this process's; a commit that would change such a
+	 * slot fails with EOPNOTSUPP
+	 */
+	bool guest_memfd = false;
+};
+
+/**
+ * The slots of one address space at one moment, sorted by guest address: a contiguous range of
+ * slot_info.  KVM's own internal slots are not among them.
+ *
+ * device::query() fills it, as often as wanted; it keeps its memory.
+ */
+class layout {
+public:
+	using value_type = slot_info;
+	using const_iterator = const slot_info *;
+
+	/** What was never queried: empty, and no commit can depend on it. */
+	layout() noexcept = default;
+
+	/** Makes room: queries will not allocate while there are up to @p count slots. */
+	void reserve(std::size_t count)
+	{
+		slots_.reserve(count);
+		if (entries_.size() < count)
+			entries_.resize(count);
+	}
+
+	/** The slot with the lowest guest address. */
+	[[nodiscard]] const_iterator begin() const noexcept
+	{
+		return slots_.data();
+	}
+
+	/** Past the slot with the highest guest address. */
+	[[nodiscard]] const_iterator end() const noexcept
+	{
+		return slots_.data() + slots_.size();
+	}
+
+	/** Number of slots. */
+	[[nodiscard]] std::size_t size() const noexcept
+	{
+		return slots_.size();
+	}
+
+	/** True if there are no slots. */
+	[[nodiscard]] bool empty() const noexcept
+	{
+		return slots_.empty();
+	}
+
+	/** By position, 0 ... size() - 1, not by slot id. */
+	[[nodiscard]] const slot_info &operator[](std::size_t position) const noexcept
+	{
+		return slots_[position];
+	}
+
+	/** The slot with this id, nullptr if there is none; looks at all. */
+	[[nodiscard]] const slot_info *find(std::uint32_t slot) const noexcept
+	{
+		const auto found = std::ranges::find(slots_, slot, &region::slot);
+
+		return found == slots_.end() ? nullptr : &*found;
+	}
+
+	/** The slot that holds this guest physical address, nullptr if none does. */
+	[[nodiscard]] const slot_info *find_address(std::uint64_t guest_phys_addr) const noexcept
+	{
+		const auto after = std::ranges::upper_bound(slots_, guest_phys_addr, {},
+							    &region::guest_phys_addr);
+
+		if (after == slots_.begin())
+			return nullptr;
+
+		const slot_info &before = *std::prev(after);
+
+		return guest_phys_addr - before.guest_phys_addr < before.memory_size ? &before
+										     : nullptr;
+	}
+
+	/** Which address space was queried. */
+	[[nodiscard]] std::uint32_t address_space() const noexcept
+	{
+		return address_space_;
+	}
+
+	/** KVM's generation of the address space at that moment; nothing if it was never queried.
+	 */
+	[[nodiscard]] std::optional<std::uint64_t> generation() const noexcept
+	{
+		return generation_;
+	}
+
+private:
+	friend class device;
+
+	/* Takes over what the kernel wrote into entries_; there is room */
+	void assign(const memslot_query &reply) noexcept
+	{
+		slots_.clear();
+		for (const memslot_entry &from : std::span(entries_).first(reply.count)) {
+			slot_info to;
+
+			to.slot = from.slot;
+			to.address_space = from.address_space;
+			to.guest_phys_addr = from.guest_phys_addr;
+			to.memory_size = from.memory_size;
+			to.userspace_addr = reinterpret_cast<const void *>(
+				static_cast<std::uintptr_t>(from.userspace_addr));
+			to.log_dirty_pages = from.flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
+			to.readonly = from.flags & MEMSLOT_ENTRY_READONLY;
+			to.guest_memfd = from.flags & MEMSLOT_ENTRY_GUEST_MEMFD;
+			slots_.push_back(to);
+		}
+		address_space_ = reply.address_space;
+		generation_ = reply.generation;
+	}
+
+	/* The kernel's array: all of it is room, what it holds is of no use after a query */
+	std::vector<memslot_entry> entries_;
+	/* Capacity at least entries_.size() */
+	std::vector<slot_info> slots_;
+	std::uint32_t address_space_ = 0;
+	std::optional<std::uint64_t> generation_;
+};
+
+/** Length of a buffer for the last dirty bitmap of a slot with @p memory_size bytes. */
+[[nodiscard]] constexpr std::size_t dirty_bitmap_words(std::uint64_t memory_size) noexcept
+{
+	constexpr std::uint64_t page = 4096;
+	constexpr std::uint64_t bits = 64;
+
+	return static_cast<std::size_t>((memory_size / page + bits - 1) / bits);
+}
+
 /**
  * The entries of one commit: at most one per (address space, slot), the last one given wins.
  *
@@ -390,16 +607,25 @@ public:
 	 */
 	batch &set(const region &want)
 	{
-		return put({
-			.slot = want.slot,
-			.address_space = want.address_space,
-			.flags = (want.log_dirty_pages ? MEMSLOT_ENTRY_LOG_DIRTY_PAGES : 0U) |
-				 (want.readonly ? MEMSLOT_ENTRY_READONLY : 0U),
-			.reserved = 0,
-			.guest_phys_addr = want.guest_phys_addr,
-			.memory_size = want.memory_size,
-			.userspace_addr = reinterpret_cast<std::uintptr_t>(want.userspace_addr),
-		});
+		return put(want, no_buffer);
+	}
+
+	/**
+	 * The same, and the commit writes the last dirty bitmap of today's slot to @p last_dirty:
+	 * bit (page % 64) of word (page / 64) says that the page was written since the log was last
+	 * read or cleared.  No write is missing.  Pages that keep their host address also stay
+	 * dirty in the new slot's log.
+	 *
+	 * Today's slot must have a dirty log, and lose it by being removed, replaced, moved or
+	 * switched off.
+	 *
+	 * @param last_dirty at least dirty_bitmap_words() of today's size (an empty one is too
+	 *	small, it does not mean none); must live until the commit, and is written by its
+	 *	success only
+	 */
+	batch &set(const region &want, std::span<std::uint64_t> last_dirty)
+	{
+		return put(want, buffer(last_dirty));
 	}
 
 	/**
@@ -409,15 +635,14 @@ public:
 	 */
 	batch &remove(std::uint32_t slot, std::uint32_t address_space = 0)
 	{
-		return put({
-			.slot = slot,
-			.address_space = address_space,
-			.flags = 0,
-			.reserved = 0,
-			.guest_phys_addr = 0,
-			.memory_size = 0,
-			.userspace_addr = 0,
-		});
+		return put({.slot = slot, .address_space = address_space}, no_buffer);
+	}
+
+	/** The same, with the slot's last dirty bitmap; see set(). */
+	batch &remove(std::uint32_t slot, std::span<std::uint64_t> last_dirty,
+		      std::uint32_t address_space = 0)
+	{
+		return put({.slot = slot, .address_space = address_space}, buffer(last_dirty));
 	}
 
 	/** Drops all entries, keeps the memory reserved for them. */
@@ -453,6 +678,38 @@ public:
 	}
 
 private:
+	/* Where the kernel shall write a last dirty bitmap */
+	struct address_and_bytes {
+		std::uint64_t address;
+		std::uint64_t bytes;
+	};
+
+	static constexpr address_and_bytes no_buffer{0, 0};
+
+	static address_and_bytes buffer(std::span<std::uint64_t> words) noexcept
+	{
+		/* An empty span may have no address; one that is not 0 is refused as too small */
+		if (words.empty())
+			return {alignof(std::uint64_t), 0};
+		return {reinterpret_cast<std::uintptr_t>(words.data()), words.size_bytes()};
+	}
+
+	batch &put(const region &want, const address_and_bytes &last_dirty)
+	{
+		return put({
+			.slot = want.slot,
+			.address_space = want.address_space,
+			.flags = (want.log_dirty_pages ? MEMSLOT_ENTRY_LOG_DIRTY_PAGES : 0U) |
+				 (want.readonly ? MEMSLOT_ENTRY_READONLY : 0U),
+			.reserved = 0,
+			.guest_phys_addr = want.guest_phys_addr,
+			.memory_size = want.memory_size,
+			.userspace_addr = reinterpret_cast<std::uintptr_t>(want.userspace_addr),
+			.dirty_bitmap = last_dirty.address,
+			.dirty_bitmap_size = last_dirty.bytes,
+		});
+	}
+
 	static std::uint64_t key(const memslot_entry &entry) noexcept
 	{
 		return std::uint64_t{entry.address_space} << 32 | entry.slot;
@@ -484,21 +741,93 @@ private:
 	std::vector<std::uint32_t> order_;
 };
 
-/** How to commit; combine with |. */
-enum class commit_flags : std::uint32_t {
-	none = 0,
-	/** check everything and report, apply nothing */
-	test_only = MEMSLOT_COMMIT_TEST_ONLY,
-	/** park the vCPUs even where a fence would do */
-	park = MEMSLOT_COMMIT_PARK,
+/** Address spaces by number: {}, {0} or {0, 1}. */
+class address_spaces {
+public:
+	/** None. */
+	constexpr address_spaces() noexcept = default;
+
+	/** These; committing fails with EINVAL where the VM has no such address space. */
+	constexpr address_spaces(std::initializer_list<std::uint32_t> which) noexcept
+	{
+		for (const std::uint32_t each : which)
+			mask_ |= 1U << std::min(each, 31U);
+	}
+
+	/** Bit (1 << address space) for each one. */
+	[[nodiscard]] constexpr std::uint32_t mask() const noexcept
+	{
+		return mask_;
+	}
+
+private:
+	std::uint32_t mask_ = 0;
 };
 
-/** Both. */
-[[nodiscard]] constexpr commit_flags operator|(commit_flags one, commit_flags other) noexcept
-{
-	return static_cast<commit_flags>(static_cast<std::uint32_t>(one) |
-					 static_cast<std::uint32_t>(other));
-}
+/** The moments at which layouts were queried, at most one per address space. */
+class generations {
+public:
+	/** None. */
+	generations() noexcept = default;
+
+	/** That of one layout. */
+	generations(const layout &queried) noexcept
+	{
+		add(queried);
+	}
+
+	/** Those of two layouts. */
+	generations(const layout &one, const layout &other) noexcept
+	{
+		add(one);
+		add(other);
+	}
+
+	/** True if a commit with this depends on nothing. */
+	[[nodiscard]] bool empty() const noexcept
+	{
+		return !some_;
+	}
+
+	/** That of an address space, or nothing. */
+	[[nodiscard]] std::optional<std::uint64_t> of(std::uint32_t address_space) const noexcept
+	{
+		return address_space < known_.size() ? known_[address_space] : std::nullopt;
+	}
+
+private:
+	void add(const layout &queried) noexcept
+	{
+		/* A layout that was never queried is no reason to depend on nothing */
+		some_ = true;
+		if (!queried.generation() || queried.address_space() >= known_.size())
+			return;
+
+		std::optional<std::uint64_t> &at = known_[queried.address_space()];
+
+		/* If there are two of one address space, the older one is outdated */
+		at = at ? std::min(*at, *queried.generation()) : *queried.generation();
+	}
+
+	std::array<std::optional<std::uint64_t>, MEMSLOT_MAX_ADDRESS_SPACES> known_{};
+	bool some_ = false;
+};
+
+/** How to commit, say {.test_only = true, .if_generation = layout}. */
+struct commit_options {
+	/** check everything and report, apply nothing */
+	bool test_only = false;
+	/** park the vCPUs even where a fence would do */
+	bool park = false;
+	/** in these address spaces the slots shall be those of the batch, and no others */
+	address_spaces replace_all{};
+	/**
+	 * only if the layouts are still those that were queried, else ESTALE; one for each address
+	 * space that an entry or replace_all names, else EINVAL (whose index counts within the
+	 * batch passed)
+	 */
+	generations if_generation{};
+};
 
 /** What the module can do. */
 struct device_info {
@@ -512,9 +841,29 @@ struct device_info {
 	std::uint32_t max_entries;
 	/** bit (1 << MEMSLOT_STRATEGY_*) for each one available */
 	std::uint32_t strategies;
+
+	/** Whether the module has it. */
+	[[nodiscard]] constexpr bool has(feature which) const noexcept
+	{
+		return features & static_cast<std::uint64_t>(which);
+	}
+
+	/** Whether commits can be kept from vCPUs in this way here. */
+	[[nodiscard]] constexpr bool has(enum memslot_strategy how) const noexcept
+	{
+		return strategies & 1U << how;
+	}
 };
 
-/** What a commit did, or with commit_flags::test_only would do. */
+/** What a device is bound to a VM for. */
+enum class access : std::uint8_t {
+	/** anything; the VM must be this process's */
+	change,
+	/** query(); the VM may be any process's, and of any type */
+	query_only,
+};
+
+/** What a commit did, or with commit_options::test_only would do. */
 struct report {
 	enum memslot_strategy strategy;
 	enum memslot_park_cause park_cause;
@@ -643,22 +992,24 @@ public:
 	 * lives until this device is closed too.
 	 *
 	 * @param vm_fd what KVM_CREATE_VM returned
+	 * @param what_for with access::query_only, all but info() and query() fail with EACCES
 	 * @return number of address spaces of this VM, 1 ... MEMSLOT_MAX_ADDRESS_SPACES
 	 *
 	 * Errors: EBADF (vm_fd is not open), EINVAL (not a VM), EBUSY (bound already), EIO (VM of
 	 * another process, or dead), EOPNOTSUPP (VM type).
 	 */
-	std::uint32_t bind(int vm_fd)
+	std::uint32_t bind(int vm_fd, access what_for = access::change)
 	{
-		return try_bind(vm_fd).value();
+		return try_bind(vm_fd, what_for).value();
 	}
 
 	/** bind() without exceptions. */
-	result<std::uint32_t> try_bind(int vm_fd) noexcept
+	result<std::uint32_t> try_bind(int vm_fd, access what_for = access::change) noexcept
 	{
 		memslot_bind arg{};
 
 		arg.size = sizeof(arg);
+		arg.flags = what_for == access::query_only ? MEMSLOT_BIND_QUERY_ONLY : 0U;
 		arg.vm_fd = vm_fd;
 		if (::ioctl(fd_, MEMSLOT_IOC_BIND, &arg) < 0)
 			return failure{
@@ -673,8 +1024,9 @@ public:
 	 * Appends the batch to what the next commit() applies: all of it, or nothing.  A slot may
 	 * be staged only once.
 	 *
-	 * Errors: ENOTCONN (not bound), EIO (VM of another process, or dead), E2BIG (too many
-	 * entries), EINVAL or EOPNOTSUPP (an entry; see failure::reason), ENOMEM.
+	 * Errors: ENOTCONN (not bound), EACCES (bound for queries), EIO (VM of another process, or
+	 * dead), E2BIG (too many entries), EINVAL or EOPNOTSUPP (an entry; see failure::reason),
+	 * ENOMEM.
 	 */
 	void stage(const batch &entries)
 	{
@@ -704,7 +1056,8 @@ public:
 	/**
 	 * Drops what stage() appended.
 	 *
-	 * Errors: ENOTCONN (not bound), EIO (VM of another process, or dead).
+	 * Errors: ENOTCONN (not bound), EACCES (bound for queries), EIO (VM of another process, or
+	 * dead).
 	 */
 	void reset()
 	{
@@ -730,26 +1083,44 @@ public:
 	 * memory that the change removed from the guest may be unmapped.
 	 *
 	 * Errors: those of stage(), ENOENT (a slot to remove does not exist), EEXIST (regions
-	 * overlap), EBUSY (vCPUs could not be parked in time), EOPNOTSUPP (a kind of VM that the
-	 * module does not change).
+	 * overlap), EBUSY (vCPUs could not be parked in time), ESTALE (the layout is not the one of
+	 * if_generation), EOPNOTSUPP (a kind of VM that the module does not change, or replace_all
+	 * with a guest_memfd slot).  With buffers for last dirty bitmaps: EINVAL or E2BIG (size),
+	 * EFAULT (not writable), ENOMEM (RLIMIT_MEMLOCK), EOPNOTSUPP (dirty rings).
 	 */
-	report commit(const batch &entries, commit_flags flags = commit_flags::none)
+	report commit(const batch &entries, const commit_options &how = {})
 	{
-		return try_commit(entries, flags).value();
+		return try_commit(entries, how).value();
 	}
 
 	/** commit() without exceptions. */
-	result<report> try_commit(const batch &entries,
-				  commit_flags flags = commit_flags::none) noexcept
+	result<report> try_commit(const batch &entries, const commit_options &how = {}) noexcept
 	{
 		memslot_commit arg{};
 
 		arg.size = sizeof(arg);
-		arg.flags = static_cast<std::uint32_t>(flags);
 		arg.entries = reinterpret_cast<std::uintptr_t>(entries.entries().data());
 		arg.count = static_cast<std::uint32_t>(entries.size());
 		arg.entry_size = sizeof(memslot_entry);
 		arg.failed_index = MEMSLOT_NO_ENTRY;
+		if (how.test_only)
+			arg.flags |= MEMSLOT_COMMIT_TEST_ONLY;
+		if (how.park)
+			arg.flags |= MEMSLOT_COMMIT_PARK;
+		if (how.replace_all.mask()) {
+			arg.flags |= MEMSLOT_COMMIT_REPLACE_ALL;
+			arg.replace_spaces = how.replace_all.mask();
+		}
+		if (!how.if_generation.empty()) {
+			const auto missing = without_generation(entries, how);
+
+			if (missing)
+				return *missing;
+			arg.flags |= MEMSLOT_COMMIT_IF_GENERATION;
+			for (std::uint32_t i = 0; i < MEMSLOT_MAX_ADDRESS_SPACES; i++)
+				arg.if_generation[i] =
+					how.if_generation.of(i).value_or(never_a_generation);
+		}
 		if (::ioctl(fd_, MEMSLOT_IOC_COMMIT, &arg) < 0)
 			return failure{
 				.op = operation::commit,
@@ -775,7 +1146,90 @@ public:
 		};
 	}
 
+	/**
+	 * The layout of an address space as it is at one moment.
+	 *
+	 * @param into gets it, on success; its room grows if there are more slots
+	 * @param address_space 0 ... what bind() returned, minus 1
+	 *
+	 * Host addresses are null unless the VM is this process's own.
+	 *
+	 * Errors: ENOTCONN (not bound), EINVAL (no such address space), ENOMEM, ENOSPC (slots were
+	 * added as fast as room for them), EOPNOTSUPP or ENOTTY (the module is too old).
+	 */
+	void query(layout &into, std::uint32_t address_space = 0) const
+	{
+		try_query(into, address_space).value();
+	}
+
+	/** The same as a new layout. */
+	[[nodiscard]] layout query(std::uint32_t address_space = 0) const
+	{
+		layout now;
+
+		query(now, address_space);
+		return now;
+	}
+
+	/** query() without exceptions; fails with ENOMEM where that throws std::bad_alloc. */
+	result<void> try_query(layout &into, std::uint32_t address_space = 0) const noexcept
+	try {
+		/* Each turn more slots would have to come than the last one left room for */
+		for (unsigned int turns = 8;; turns--) {
+			memslot_query arg{};
+
+			arg.size = sizeof(arg);
+			arg.entries = reinterpret_cast<std::uintptr_t>(into.entries_.data());
+			arg.count = static_cast<std::uint32_t>(into.entries_.size());
+			arg.entry_size = sizeof(memslot_entry);
+			arg.address_space = address_space;
+			if (::ioctl(fd_, MEMSLOT_IOC_QUERY, &arg) == 0) {
+				into.assign(arg);
+				return {};
+			}
+			if (errno != ENOSPC || !turns)
+				return failure{
+					.op = operation::query,
+					.errnum = errno,
+					.reason = static_cast<enum memslot_reason>(arg.reason),
+				};
+			into.reserve(std::size_t{arg.count} + arg.count / 8 + 8);
+		}
+	} catch (const std::bad_alloc &) {
+		return failure{.op = operation::query, .errnum = ENOMEM};
+	}
+
 private:
+	/* KVM's count up from 0, with the highest bit for one that is being made */
+	static constexpr std::uint64_t never_a_generation = ~std::uint64_t{0};
+
+	/*
+	 * What names an address space of which if_generation has no layout: it would be ESTALE, and
+	 * still be after another query.
+	 */
+	static std::optional<failure> without_generation(const batch &entries,
+							 const commit_options &how) noexcept
+	{
+		failure why{
+			.op = operation::commit,
+			.errnum = EINVAL,
+			.reason = MEMSLOT_REASON_GENERATION,
+		};
+
+		for (std::uint32_t i = 0; i < MEMSLOT_MAX_ADDRESS_SPACES; i++)
+			if (how.replace_all.mask() & 1U << i && !how.if_generation.of(i))
+				return why;
+		why.index = 0;
+		for (const memslot_entry &entry : entries.entries()) {
+			/* One that no VM has is the kernel's to refuse */
+			if (entry.address_space < MEMSLOT_MAX_ADDRESS_SPACES &&
+			    !how.if_generation.of(entry.address_space))
+				return why;
+			why.index++;
+		}
+		return std::nullopt;
+	}
+
 	int fd_ = -1;
 };
 

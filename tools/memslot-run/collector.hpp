@@ -306,6 +306,8 @@ private:
 			.guest_phys_addr = wanted.guest_phys_addr,
 			.memory_size = wanted.memory_size,
 			.userspace_addr = wanted.userspace_addr,
+			.dirty_bitmap = 0,
+			.dirty_bitmap_size = 0,
 		};
 	}
 

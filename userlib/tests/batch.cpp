@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: MIT
 /* The parts of memslot.hpp that need no device. */
+#include "expect.hpp"
+
 #include <memslot.hpp>
 
-#include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <set>
 #include <type_traits>
 
 namespace {
-
-int failures;
-
-/* clang 14 has no std::source_location */
-void expect(bool what, int line = __builtin_LINE())
-{
-	if (what)
-		return;
-	std::fprintf(stderr, "%s:%d: not so\n", __FILE__, line);
-	failures++;
-}
 
 memslot::region at(std::uint32_t slot, std::uint64_t gpa, std::uint32_t address_space = 0)
 {
@@ -90,6 +80,38 @@ void fields_arrive()
 	expect(entry.userspace_addr == reinterpret_cast<std::uintptr_t>(&host));
 	expect(entry.flags == MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
 	expect(batch.entries()[1].flags == MEMSLOT_ENTRY_READONLY);
+	expect(entry.dirty_bitmap == 0 && entry.dirty_bitmap_size == 0);
+}
+
+void last_dirty_bitmaps()
+{
+	static_assert(memslot::dirty_bitmap_words(0) == 0);
+	static_assert(memslot::dirty_bitmap_words(0x1000) == 1);
+	static_assert(memslot::dirty_bitmap_words(64 * 0x1000) == 1);
+	static_assert(memslot::dirty_bitmap_words(65 * 0x1000) == 2);
+	static_assert(memslot::dirty_bitmap_words(((1ULL << 31) - 1) << 12) == 1U << 25);
+
+	memslot::batch batch;
+	std::vector<std::uint64_t> first(2), second(3);
+
+	batch.set(at(1, 0x1000), first).remove(2, second).remove(3, second, 1).remove(4);
+	const auto wants = [&batch](std::size_t at, const std::vector<std::uint64_t> &words) {
+		const memslot_entry &entry = batch.entries()[at];
+
+		return entry.dirty_bitmap == reinterpret_cast<std::uintptr_t>(words.data()) &&
+		       entry.dirty_bitmap_size == 8 * words.size();
+	};
+	expect(wants(0, first) && wants(1, second) && wants(2, second) && wants(3, {}));
+	expect(batch.entries()[0].memory_size == 0x2000);
+	expect(batch.entries()[1].slot == 2 && batch.entries()[1].memory_size == 0);
+	expect(batch.entries()[2].slot == 3 && batch.entries()[2].address_space == 1);
+
+	/* A forgotten resize() must not read as: no bitmap wanted */
+	batch.remove(2, std::span<std::uint64_t>());
+	expect(batch.entries()[1].dirty_bitmap != 0 && batch.entries()[1].dirty_bitmap % 8 == 0);
+	expect(batch.entries()[1].dirty_bitmap_size == 0);
+	batch.remove(2);
+	expect(wants(1, {}));
 }
 
 void clear_and_reserve()
@@ -170,13 +192,22 @@ void errors_have_words()
 	expect(std::string_view(none.what()) == "memslot: reset: Input/output error");
 
 	std::set<std::string_view> seen;
-	for (int reason = 0; reason <= MEMSLOT_REASON_LOCKED; reason++) {
+	for (int reason = 0; reason <= MEMSLOT_REASON_NO_ROOM; reason++) {
 		const auto words = memslot::words(static_cast<enum memslot_reason>(reason));
 
 		expect(words.size() > 5 && !words.ends_with('.'));
 		expect(seen.insert(words).second);
 	}
-	static_assert(!memslot::words(static_cast<enum memslot_reason>(31)).empty());
+	static_assert(!memslot::words(static_cast<enum memslot_reason>(63)).empty());
+	for (const memslot::feature each : memslot::features)
+		expect(seen.insert(memslot::words(each)).second);
+	for (int cause = 0; cause <= MEMSLOT_PARK_DIRTY_LOG; cause++)
+		expect(seen.insert(memslot::words(static_cast<enum memslot_park_cause>(cause)))
+			       .second);
+	for (int strategy = 0; strategy <= MEMSLOT_STRATEGY_PARK; strategy++)
+		expect(seen.insert(memslot::words(static_cast<enum memslot_strategy>(strategy)))
+			       .second);
+	expect(!seen.contains("unknown"));
 }
 
 void results()
@@ -205,6 +236,8 @@ void devices()
 	static_assert(std::is_nothrow_move_constructible_v<memslot::device>);
 	static_assert(std::is_nothrow_move_assignable_v<memslot::device>);
 	static_assert(noexcept(std::declval<memslot::device &>().try_commit({})));
+	static_assert(noexcept(
+		std::declval<memslot::device &>().try_query(std::declval<memslot::layout &>())));
 
 	const auto missing = memslot::device::try_open("/nonexistent/memslot");
 	expect(!missing && missing.error().errnum == ENOENT);
@@ -223,6 +256,10 @@ void devices()
 	expect(moved.try_reset().error().errnum == ENOTTY);
 	expect(moved.try_stage({}).error().errnum == ENOTTY);
 	expect(moved.try_bind(-1).error().errnum == ENOTTY);
+	memslot::layout now;
+	const auto query = moved.try_query(now);
+	expect(!query && query.error().op == memslot::operation::query &&
+	       query.error().errnum == ENOTTY);
 
 	moved = memslot::device();
 	expect(fcntl(fd, F_GETFD) == -1 && errno == EBADF);
@@ -236,6 +273,7 @@ int main()
 	remove_after_set();
 	address_spaces_are_apart();
 	fields_arrive();
+	last_dirty_bitmaps();
 	clear_and_reserve();
 	random_batches();
 	errors_have_words();
