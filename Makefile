@@ -43,8 +43,9 @@ $(BUILD)/include/linux/memslot.h: uapi/linux/memslot.h
 	@install -D -m 644 $< $@
 
 .PHONY: tools
-tools: setup include ## build memslot-run
+tools: setup include ## build memslot-run and memslotctl
 	@$(MAKE) --no-print-directory -C tools/memslot-run
+	@$(MAKE) --no-print-directory -C tools/memslotctl
 
 .PHONY: guests
 guests: setup include ## build the guests that the tests run

@@ -18,7 +18,7 @@ LAUNCHER_TEST = [SOURCES / "test" / "test_launcher", TOOLS / "memslot-run"]
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    programs = [TOOLS / "test_collector", TOOLS / "test_preload", "all"]
+    programs: list[str | Path] = [TOOLS / "test_collector", TOOLS / "test_preload", "all"]
     subprocess.run(["make", "--silent", "-C", SOURCES, *programs], check=True)
 
 

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+/* memslotctl: what /dev/memslot can do, the memory layout of running VMs, commits as they happen.
+ */
+#include "command.hpp"
+
+#include <array>
+#include <cerrno>
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <getopt.h>
+#include <string_view>
+
+namespace memslotctl {
+
+problem to_problem(const memslot::failure &why)
+{
+	enum status how = failed;
+
+	if (why.op == memslot::operation::open) {
+		if (why.errnum == ENOENT || why.errnum == ENXIO || why.errnum == ENODEV)
+			how = not_there;
+		else if (why.errnum == EACCES || why.errnum == EPERM)
+			how = no_rights;
+	} else if (why.errnum == ENOTTY || why.errnum == EOPNOTSUPP) {
+		return {not_there, "the module is older than memslotctl and cannot " +
+					   std::string(memslot::words(why.op)) +
+					   "; load the one that memslotctl was built with"};
+	}
+	return {how, std::string(memslot::default_path) + ": " + std::strerror(why.errnum) + " (" +
+			     why.message() + ")"};
+}
+
+memslot::device open_device()
+{
+	auto device = memslot::device::try_open();
+
+	if (!device)
+		throw to_problem(device.error());
+	return std::move(device).value();
+}
+
+namespace {
+
+constexpr const char *usage = R"(Usage: memslotctl info
+       memslotctl list PID [OPTION]...
+       memslotctl watch [PID]
+Looks at /dev/memslot and at the memory slots of KVM virtual machines.
+
+  info                  what the module can do
+  list PID              the memory layout of the VMs of a running process
+    --vm N              only the Nth, counted from 0
+    --address-space N   only this address space: 0, or 1 (SMM)
+    --json              for programs
+    --svg FILE          draw a picture, too; - is standard output
+  watch [PID]           commits as they happen, of one process or of all
+
+  -h, --help            this text
+
+See memslotctl(1).
+)";
+
+[[noreturn]] void complain(const std::string &what)
+{
+	throw problem(wrong_usage, what + "; see memslotctl --help");
+}
+
+unsigned int number(const char *text, unsigned int least)
+{
+	char *end = nullptr;
+
+	errno = 0;
+	const unsigned long value = std::strtoul(text, &end, 10);
+	if (errno || end == text || *end || *text < '0' || *text > '9' || value < least ||
+	    value > INT32_MAX)
+		complain(std::string(text) + " is not a number that fits here");
+	return static_cast<unsigned int>(value);
+}
+
+void run(int argc, char **argv)
+{
+	static constexpr std::array<option, 6> known{{
+		{"vm", required_argument, nullptr, 'v'},
+		{"address-space", required_argument, nullptr, 'a'},
+		{"json", no_argument, nullptr, 'j'},
+		{"svg", required_argument, nullptr, 's'},
+		{"help", no_argument, nullptr, 'h'},
+		{nullptr, 0, nullptr, 0},
+	}};
+	list_options wanted;
+	std::string list_only;
+
+	opterr = 0;
+	for (int c; (c = getopt_long(argc, argv, ":h", known.data(), nullptr)) != -1;) {
+		switch (c) {
+		case 'v':
+			wanted.vm = number(optarg, 0);
+			list_only = "--vm";
+			break;
+		case 'a':
+			wanted.address_space = number(optarg, 0);
+			list_only = "--address-space";
+			break;
+		case 'j':
+			wanted.json = true;
+			list_only = "--json";
+			break;
+		case 's':
+			wanted.svg_file = optarg;
+			list_only = "--svg";
+			break;
+		case 'h':
+			std::fputs(usage, stdout);
+			return;
+		case ':':
+			complain(std::string(argv[optind - 1]) + " needs a value");
+		default:
+			complain(std::string("what is ") + argv[optind - 1] + "?");
+		}
+	}
+
+	const int words = argc - optind;
+	const std::string_view command = words ? argv[optind] : "";
+
+	if (command != "list" && !list_only.empty())
+		complain(list_only + " is for list");
+	if (command == "info" && words == 1) {
+		info();
+	} else if (command == "list" && words == 2) {
+		wanted.pid = static_cast<pid_t>(number(argv[optind + 1], 1));
+		list(wanted);
+	} else if (command == "watch" && words <= 2) {
+		watch(words == 2 ? static_cast<pid_t>(number(argv[optind + 1], 1)) : 0);
+	} else if (command == "list" && words == 1) {
+		complain("list needs the PID of a process that has a VM");
+	} else if (command.empty()) {
+		complain("what to do? info, list or watch");
+	} else if (command == "info" || command == "list" || command == "watch") {
+		complain("too many words");
+	} else {
+		complain("there is no command " + std::string(command));
+	}
+}
+
+} // namespace
+
+} // namespace memslotctl
+
+int main(int argc, char **argv)
+try {
+	std::setlocale(LC_CTYPE, "");
+	memslotctl::run(argc, argv);
+	if (std::fflush(stdout) && errno != EPIPE)
+		throw memslotctl::problem(memslotctl::failed,
+					  std::string("standard output: ") + std::strerror(errno));
+	return memslotctl::done;
+} catch (const memslotctl::problem &why) {
+	std::fflush(stdout);
+	std::fprintf(stderr, "memslotctl: %s\n", why.what());
+	return why.status();
+} catch (const std::exception &why) {
+	std::fprintf(stderr, "memslotctl: %s\n", why.what());
+	return memslotctl::failed;
+}

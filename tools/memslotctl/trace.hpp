@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The module's tracepoints, as text. */
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <sys/types.h>
+#include <unordered_map>
+
+namespace memslotctl {
+
+/* A commit, from its two events. */
+struct commit_seen {
+	/* when it ended, by the tracing clock */
+	std::chrono::microseconds end;
+	/* who created the VM */
+	pid_t vm;
+	/* 0, or a negative errno */
+	int err;
+	/* what follows is missing where the module, or the start of the commit, was not seen */
+	std::optional<std::chrono::microseconds> took;
+	std::optional<std::uint64_t> entries, flags;
+	std::optional<std::uint64_t> created, deleted, replaced, moved, reflagged;
+	std::optional<std::uint64_t> kept, remapped, removed, added;
+	std::optional<std::uint64_t> reason, strategy, cause, ns_fenced;
+	/* -1: no entry is to blame */
+	std::int64_t entry;
+};
+
+/* Pairs the starts and ends of commits. */
+class trace_reader {
+public:
+	/* A line of trace_pipe; returns the commit that it ends, if it does. */
+	std::optional<commit_seen> read(std::string_view line);
+
+	/* Events that the kernel had no room for */
+	[[nodiscard]] std::uint64_t lost() const noexcept
+	{
+		return lost_;
+	}
+
+private:
+	struct start {
+		std::chrono::microseconds at;
+		std::optional<std::uint64_t> entries, flags;
+	};
+
+	/* By thread: it makes one commit at a time */
+	std::unordered_map<pid_t, start> running_;
+	std::uint64_t lost_ = 0;
+};
+
+/* One line about a commit, without its time and VM. */
+[[nodiscard]] std::string describe(const commit_seen &commit);
+
+} // namespace memslotctl
