@@ -276,6 +276,25 @@ def test_list_writes_svg_to_a_file(run_in_vm: Run) -> None:
     assert ElementTree.fromstring(drawn.encode()).tag.endswith("}svg")
 
 
+def test_list_of_a_strange_name(run_in_vm: Run) -> None:
+    """A process may call itself anything, and must not get at terminals and parsers by that."""
+    script = """
+	name=/tmp/$(printf 'a\\033[31m"<\\\\&\\377')
+	cp "$1" "$name"
+	exec "$name" "$2" "$3" list PID $4
+    """
+    outputs = []
+    for options in ("", "--json", "--svg -"):
+        command = [script, "sh", HOLDER, json.dumps(KNOWN), MEMSLOTCTL, options]
+        outputs.append(run_in_vm("/bin/sh", "-c", *command).stdout)
+    table, listed, drawn = outputs
+    name = 'a?[31m"<\\&?'
+    assert f"({name})" in table and "\033" not in table
+    assert json.loads(listed)["name"] == name
+    texts = [each.text or "" for each in ElementTree.fromstring(drawn.encode()).iter()]
+    assert any(f"({name})" in text for text in texts)
+
+
 def test_list_of_many_slots(run_in_vm: Run) -> None:
     slots = [slot(i, i * 8 * KIB, 4 * KIB) for i in range(1000)]
     told = json.loads(known(run_in_vm, "--json", layouts=[slots]))

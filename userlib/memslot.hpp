@@ -824,7 +824,7 @@ struct commit_options {
 	/**
 	 * only if the layouts are still those that were queried, else ESTALE; one for each address
 	 * space that an entry or replace_all names, else EINVAL (whose index counts within the
-	 * batch passed)
+	 * batch passed; ESTALE where only a staged entry names it)
 	 */
 	generations if_generation{};
 };

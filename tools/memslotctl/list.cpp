@@ -67,6 +67,7 @@ std::vector<seen_vm> look_at_all(const list_options &wanted)
 	return seen;
 }
 
+/* For printable ASCII. */
 std::string quoted(const std::string &text)
 {
 	std::string safe = "\"";
@@ -74,11 +75,7 @@ std::string quoted(const std::string &text)
 	for (const char each : text) {
 		if (each == '"' || each == '\\')
 			safe += '\\';
-		/* A process may call itself anything */
-		if (static_cast<unsigned char>(each) < ' ')
-			safe += '?';
-		else
-			safe += each;
+		safe += each;
 	}
 	return safe + '"';
 }

@@ -163,8 +163,7 @@ std::string escape(const std::string &text)
 			safe += "&quot;";
 			break;
 		default:
-			/* XML has no way to write the others */
-			safe += static_cast<unsigned char>(each) < ' ' ? '?' : each;
+			safe += each;
 		}
 	}
 	return safe;

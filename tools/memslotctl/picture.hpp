@@ -15,7 +15,7 @@ namespace memslotctl {
 
 /* What a picture is of. */
 struct subject {
-	/* for the caption, say "VM 0 of process 12 (qemu)" */
+	/* for the caption, in printable ASCII, say "VM 0 of process 12 (qemu)" */
 	std::string vm;
 	std::uint32_t address_space = 0;
 	/* sorted by guest address */

@@ -117,6 +117,9 @@ std::string process_name(pid_t pid)
 	std::string name;
 
 	std::getline(in, name);
+	/* It may call itself anything: escapes for a terminal, half a character */
+	std::ranges::replace_if(
+		name, [](char each) { return each < ' ' || each > '~'; }, '?');
 	return name;
 }
 

@@ -56,7 +56,7 @@ struct found_vm {
 /* All VMs that a process has a descriptor of, by their lowest one; throws a problem. */
 [[nodiscard]] std::vector<found_vm> find_vms(pid_t pid);
 
-/* What a process calls itself, as ps(1) shows it. */
+/* What a process calls itself, in printable ASCII. */
 [[nodiscard]] std::string process_name(pid_t pid);
 
 } // namespace memslotctl

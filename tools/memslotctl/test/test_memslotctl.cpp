@@ -99,13 +99,13 @@ void svg_picture()
 
 	const std::vector<memslot::slot_info> one{at(9, 0x8000, 0x4000)};
 	const std::vector<subject> subjects{
-		{.vm = "VM 0 of \"<&>\"\x01", .address_space = 0, .slots = many},
+		{.vm = "VM 0 of \"<&>\"", .address_space = 0, .slots = many},
 		{.vm = "another", .address_space = 1, .slots = one},
 	};
 	const std::string drawn = svg(subjects);
 
 	same(count(drawn, "<rect "), 601U, "a rectangle per slot");
-	holds(drawn.find("VM 0 of &quot;&lt;&amp;&gt;&quot;?") != drawn.npos, "escapes");
+	holds(drawn.find("VM 0 of &quot;&lt;&amp;&gt;&quot;<") != drawn.npos, "escapes");
 	holds(drawn.find("address space 1 (SMM): 1 slot, 16 KiB") != drawn.npos, "caption");
 	holds(drawn.find("slot 9: 0x8000 ... 0xbfff, 16 KiB") != drawn.npos, "hint");
 	same(count(svg({}), "<rect "), 0U, "no VMs");
