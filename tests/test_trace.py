@@ -24,8 +24,8 @@ cat trace
 """
 EVENT = re.compile(r"memslot_commit_(start|step|end): (.*)")
 FENCED = "plan prepare build fence zap publish wait updated unfence mirror finish".split()
-# The first look finds that parking is needed; the second is made with vCPUs parked.
-PARKED = ["plan", "park", *FENCED]
+# The first look finds that parking is needed; what was planned is still good then.
+PARKED = ["plan", "park", *FENCED[1:]]
 
 
 @pytest.mark.parametrize(("options", "steps"), [([], FENCED), (["--park"], PARKED)], ids=["fenced", "parked"])
