@@ -149,7 +149,8 @@ def test_help_and_man_page_agree() -> None:
     options = re.findall(r"--([a-z-]+)", done.stdout)
     assert len(set(options)) == 5
     for option in options:
-        assert "Fl \\-" + option.replace("-", "\\-") in page
+        entry = ".Fl" if option == "help" else ".It Fl"
+        assert f"{entry} \\-" + option.replace("-", "\\-") in page
     for command in ("info", "list", "watch"):
         assert re.search(rf"^  {command}\b", done.stdout, re.M)
         assert f".It Cm {command}" in page
@@ -214,7 +215,7 @@ def test_list_as_json(run_in_vm: Run) -> None:
 
 
 def test_list_as_table(run_in_vm: Run) -> None:
-    told = known(run_in_vm, "--vm", "0", "--address-space", "0")
+    told = known(run_in_vm, "--vm", "0", "--address-space", "0", env={"TERM": "xterm"})
     pid, fd = re.findall(r"^VM 0 of process (\d+) \(holder.py\), file descriptor (\d+)$", told, re.M)[0]
     (generation,) = re.findall(r"generation (\d+):", told)
     table, picture = re.split(r"\n\n(?= +0x0 )", told)
