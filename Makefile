@@ -14,7 +14,7 @@ export BUILD
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS):"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES):"
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 .PHONY: setup
@@ -70,6 +70,13 @@ test: module tools guests kselftest ## build everything and run the tests
 
 # The files of a kind: tracked, or new and not ignored.
 sources = git ls-files --cached --others --exclude-standard -- $(1)
+
+BATCHES ?= 1000000
+
+.PHONY: model
+model: setup ## compare plan.c with a model of it on BATCHES random batches
+	@$(MAKE) --no-print-directory -C tests/unit
+	@MEMSLOT_BATCHES=$(BATCHES) $(BUILD)/unit/test_plan --gtest_filter='Model.*'
 
 .PHONY: check
 check: setup ## check style and types; the tests check more

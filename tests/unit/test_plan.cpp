@@ -1,49 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
-// plan.c on the host: by example, and against a model that knows single pages.
+// plan.c on the host, by example.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
-#include <optional>
-#include <random>
-#include <set>
+#include <cerrno>
+#include <cstdlib>
 #include <tuple>
 #include <vector>
 
-extern "C" {
-#include "plan.h"
-}
+#include "model.hpp"
 
-struct plan_layout {
-	std::map<std::pair<u32, u32>, plan_region> slots; // by address space and id
-};
-
-extern "C" bool plan_layout_find(const plan_layout *layout, u32 address_space, u32 id,
-				 plan_region *region)
+// Linked in place of malloc() where plan.c calls it
+static bool out_of_memory;
+extern "C" void *__real_malloc(size_t bytes);
+extern "C" void *__wrap_malloc(size_t bytes)
 {
-	auto slot = layout->slots.find({address_space, id});
-	if (slot == layout->slots.end())
-		return false;
-	*region = slot->second;
-	return true;
-}
-
-extern "C" bool plan_layout_next(const plan_layout *layout, u32 address_space, u64 gfn, u64 end,
-				 plan_region *region)
-{
-	const plan_region *first = nullptr;
-	for (const auto &[key, slot] : layout->slots)
-		if (key.first == address_space && slot.gfn < end && slot.gfn + slot.npages > gfn &&
-		    (!first || slot.gfn < first->gfn))
-			first = &slot;
-	if (first)
-		*region = *first;
-	return first;
+	return out_of_memory ? nullptr : __real_malloc(bytes);
 }
 
 namespace {
 
-constexpr u64 page = 4096;
 constexpr u32 max_slot = 100;
 constexpr u32 internal_slot = 101; // ids of KVM's own begin above the user's
 constexpr u64 huge = 512;
@@ -81,27 +56,11 @@ void add(plan_layout &layout, u32 id, u64 gfn, u64 npages, u64 hva_page, u32 fla
 	layout.slots[{as, id}] = {as, id, flags, false, gfn, npages, hva_page * page, nullptr};
 }
 
-// Owns a plan, and what plan_build() said.
-struct built {
-	struct plan plan = {};
-	plan_error error = {};
-	int err;
-
+struct built : made_plan {
 	built(const plan_layout &layout, const std::vector<memslot_entry> &entries,
-	      const plan_rules &with = rules)
+	      const plan_rules &with = rules, u32 replace_spaces = 0)
+	    : made_plan({with, layout, entries, replace_spaces})
 	{
-		const plan_request request = {
-			.entries = entries.data(),
-			.nr_entries = static_cast<u32>(entries.size()),
-			.replace_spaces = 0,
-		};
-
-		err = plan_build(&plan, &request, &layout, &with, &error);
-	}
-	built(const built &) = delete;
-	~built()
-	{
-		plan_free(&plan);
 	}
 	std::vector<std::tuple<u32, u64, u64>> zaps() const
 	{
@@ -216,7 +175,6 @@ TEST(Plan, Kinds)
 	built b(layout, {removal(1), entry(2, 50, 4, 200), entry(3, 20, 5, 300),
 			 entry(4, 30, 4, 400, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
 			 entry(5, 40, 4, 500, MEMSLOT_ENTRY_READONLY), entry(6, 60, 1, 600),
-			 // moved and reflagged at once
 			 entry(7, 70, 1, 700, 0, 1)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.change[0].kind, PLAN_DELETE);
@@ -228,6 +186,40 @@ TEST(Plan, Kinds)
 	EXPECT_EQ(b.plan.touched, 3u);
 	EXPECT_TRUE(b.plan.uncovers);
 	EXPECT_TRUE(b.plan.drops_slots);
+}
+
+// KVM's hooks have no change that is both.
+TEST(Plan, MoveWithOtherFlagsIsAReplace)
+{
+	plan_layout layout;
+	add(layout, 1, 0, 4, 100);
+	for (u32 flags : {MEMSLOT_ENTRY_LOG_DIRTY_PAGES, MEMSLOT_ENTRY_READONLY}) {
+		built b(layout, {entry(1, 10, 4, 100, flags)});
+		ASSERT_EQ(b.err, 0);
+		EXPECT_EQ(b.plan.change[0].kind, PLAN_REPLACE);
+	}
+}
+
+TEST(Plan, MoveAloneDropsASlot)
+{
+	plan_layout layout;
+	add(layout, 1, 0, 4, 100);
+	built b(layout, {entry(1, 10, 4, 100)});
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.count[PLAN_MOVE], 1u);
+	EXPECT_TRUE(b.plan.drops_slots);
+}
+
+TEST(Plan, MoveWithADirtyLog)
+{
+	plan_layout layout;
+	add(layout, 1, 0, 4, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
+	add(layout, 2, 20, 4, 200);
+	EXPECT_TRUE(built(layout, {entry(1, 10, 4, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)})
+			    .plan.moves_log);
+	EXPECT_FALSE(built(layout, {entry(1, 0, 3, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
+				    entry(2, 10, 4, 200)})
+			     .plan.moves_log);
 }
 
 TEST(Plan, CreateAndReflagDropNoSlot)
@@ -330,6 +322,21 @@ TEST(Plan, DirtyRingZapsWhatChangesItsName)
 	EXPECT_EQ(b.zaps(), (zaps{{0, 5, 5}}));
 }
 
+TEST(Plan, DirtyRingZapsWhatChangesItsOffset)
+{
+	plan_rules ring = rules;
+	ring.dirty_ring = true;
+	plan_layout layout;
+	add(layout, 1, 10, 10, 110, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
+	std::vector<memslot_entry> grown = {entry(1, 5, 15, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)};
+	EXPECT_EQ(built(layout, grown, ring).zaps(), (zaps{{0, 10, 10}}));
+	EXPECT_EQ(built(layout, grown).zaps(), zaps{});
+	// at its end all offsets stay
+	EXPECT_EQ(
+		built(layout, {entry(1, 10, 15, 110, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)}, ring).zaps(),
+		zaps{});
+}
+
 TEST(Plan, MoveOverItsOwnRange)
 {
 	plan_layout layout;
@@ -355,6 +362,16 @@ TEST(Plan, NeighboursZappedAsOneRange)
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 0, 64}}));
 	EXPECT_TRUE(b.plan.uncovers);
+}
+
+TEST(Plan, NeighboursInTwoAddressSpacesAreNone)
+{
+	plan_layout layout;
+	add(layout, 1, 0, 10, 100, 0, 0);
+	add(layout, 1, 10, 10, 200, 0, 1);
+	built b(layout, {removal(1, 1), removal(1, 0)});
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(b.zaps(), (zaps{{0, 0, 10}, {1, 10, 10}}));
 }
 
 TEST(Error, Duplicate)
@@ -416,177 +433,277 @@ TEST(Error, NoOverlapWithWhatLeaves)
 	EXPECT_EQ(built(layout, {entry(3, 0, 10, 300), entry(1, 20, 10, 100), removal(2)}).err, 0);
 }
 
-// ---- Against a model that keeps a map of single pages ----
-
-struct page_state {
-	u32 id;
-	u64 hva;
-	u32 flags;
-	bool operator==(const page_state &) const = default;
-};
-
-using page_map = std::map<std::pair<u32, u64>, page_state>;
-
-page_map pages_of(const std::map<std::pair<u32, u32>, plan_region> &slots)
+TEST(Error, ARefusedBatchHoldsNothing)
 {
-	page_map pages;
-	for (const auto &[key, slot] : slots)
-		for (u64 i = 0; i < slot.npages; i++)
-			pages[{key.first, slot.gfn + i}] = {slot.id, slot.hva + i * page,
-							    slot.flags};
-	return pages;
+	built b({}, {entry(1, 0, 1, 1), entry(2, 0, 1, 1)});
+	expect_error(b, -EEXIST, 1, MEMSLOT_REASON_OVERLAP_ENTRY);
+	EXPECT_EQ(b.plan.memory, nullptr);
 }
 
-struct verdict {
-	int err = 0;
-	u32 index = MEMSLOT_NO_ENTRY;
-	u32 reason = MEMSLOT_REASON_NONE;
-	std::map<std::pair<u32, u32>, plan_region> after;
-};
-
-verdict judge(const plan_layout &layout, const std::vector<memslot_entry> &entries)
+TEST(Error, OutOfMemory)
 {
-	std::set<std::pair<u32, u32>> named;
-	for (u32 i = 0; i < entries.size(); i++)
-		if (!named.insert({entries[i].address_space, entries[i].slot}).second)
-			return {-EINVAL, i, MEMSLOT_REASON_DUPLICATE, {}};
-	for (u32 i = 0; i < entries.size(); i++)
-		if (!entries[i].memory_size &&
-		    !layout.slots.contains({entries[i].address_space, entries[i].slot}))
-			return {-ENOENT, i, MEMSLOT_REASON_NO_SLOT, {}};
-
-	verdict v{.after = layout.slots};
-	for (const auto &key : named)
-		v.after.erase(key);
-	page_map staying = pages_of(v.after);
-	page_map taken;
-	for (u32 i = 0; i < entries.size(); i++) {
-		const memslot_entry &e = entries[i];
-		if (!e.memory_size)
-			continue;
-		plan_region region = {e.address_space,
-				      e.slot,
-				      e.flags,
-				      false,
-				      e.guest_phys_addr / page,
-				      e.memory_size / page,
-				      e.userspace_addr, nullptr};
-		bool hits_entry = false, hits_slot = false;
-		for (u64 gfn = region.gfn; gfn < region.gfn + region.npages; gfn++) {
-			hits_entry |= !taken.insert({{e.address_space, gfn}, {}}).second;
-			hits_slot |= staying.contains({e.address_space, gfn});
-		}
-		if (hits_entry)
-			return {-EEXIST, i, MEMSLOT_REASON_OVERLAP_ENTRY, {}};
-		if (hits_slot)
-			return {-EEXIST, i, MEMSLOT_REASON_OVERLAP_SLOT, {}};
-		v.after[{e.address_space, e.slot}] = region;
-	}
-	return v;
+	out_of_memory = true;
+	built b({}, {entry(1, 0, 1, 1)});
+	out_of_memory = false;
+	expect_error(b, -ENOMEM, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY);
+	EXPECT_EQ(b.plan.changes, 0u);
 }
 
-void compare(const plan_layout &layout, const std::vector<memslot_entry> &entries)
+// ---- Whole address spaces ----
+
+constexpr u32 log_dirty = MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
+
+// Slots 1 to 3 in both address spaces, and one of KVM's own in the first
+plan_layout two_spaces()
 {
-	verdict v = judge(layout, entries);
-	built b(layout, entries);
-	ASSERT_EQ(b.err, v.err);
-	if (v.err) {
-		ASSERT_EQ(b.error.index, v.index);
-		ASSERT_EQ(b.error.reason, v.reason);
-		return;
-	}
-
-	page_map before = pages_of(layout.slots), after = pages_of(v.after);
-	std::set<std::pair<u32, u64>> touched;
-	for (const memslot_entry &e : entries) {
-		auto old = layout.slots.find({e.address_space, e.slot});
-		auto now = v.after.find({e.address_space, e.slot});
-		bool existed = old != layout.slots.end(), exists = now != v.after.end();
-		if (existed && exists && old->second.gfn == now->second.gfn &&
-		    old->second.npages == now->second.npages &&
-		    old->second.hva == now->second.hva && old->second.flags == now->second.flags)
-			continue;
-		if (existed)
-			for (u64 i = 0; i < old->second.npages; i++)
-				touched.insert({e.address_space, old->second.gfn + i});
-		if (exists)
-			for (u64 i = 0; i < now->second.npages; i++)
-				touched.insert({e.address_space, now->second.gfn + i});
-	}
-
-	u64 kept = 0, remapped = 0, removed = 0, added = 0;
-	std::set<std::pair<u32, u64>> must_zap;
-	for (const auto &key : touched) {
-		auto was = before.find(key), is = after.find(key);
-		if (was == before.end()) {
-			added++;
-		} else if (is == after.end()) {
-			removed++;
-			must_zap.insert(key);
-		} else if (was->second.hva != is->second.hva) {
-			remapped++;
-			must_zap.insert(key);
-		} else {
-			kept++;
-			// KVM switches dirty logging of a slot by itself
-			bool reflag =
-				was->second.id == is->second.id &&
-				layout.slots.at({key.first, is->second.id}).gfn ==
-					v.after.at({key.first, is->second.id}).gfn &&
-				layout.slots.at({key.first, is->second.id}).npages ==
-					v.after.at({key.first, is->second.id}).npages &&
-				!((was->second.flags ^ is->second.flags) & MEMSLOT_ENTRY_READONLY);
-			if (was->second.flags != is->second.flags && !reflag)
-				must_zap.insert(key);
-		}
-	}
-	ASSERT_EQ(b.plan.pages_kept, kept);
-	ASSERT_EQ(b.plan.pages_remapped, remapped);
-	ASSERT_EQ(b.plan.pages_removed, removed);
-	ASSERT_EQ(b.plan.pages_added, added);
-	ASSERT_EQ(b.plan.uncovers, removed > 0);
-
-	// Slots are too small for huge pages here: zapped is what must be, no more.
-	std::set<std::pair<u32, u64>> zapped;
-	for (const auto &[as, gfn, npages] : b.zaps())
-		for (u64 i = 0; i < npages; i++)
-			ASSERT_TRUE(zapped.insert({as, gfn + i}).second);
-	ASSERT_EQ(zapped, must_zap);
+	plan_layout layout;
+	for (u32 as = 0; as < 2; as++)
+		for (u32 id = 1; id <= 3; id++)
+			add(layout, id, 10 * id, 10, 100 * id, 0, as);
+	add(layout, internal_slot, 100, 1, 900);
+	return layout;
 }
 
-TEST(Model, RandomBatches)
+// (address space, slot id) of what goes without being named
+std::vector<std::pair<u32, u32>> dropped(const built &b, u32 nr_entries)
 {
-	std::mt19937_64 random(20261123);
-	auto below = [&](u64 n) { return random() % n; };
-
-	for (int round = 0; round < 30000; round++) {
-		SCOPED_TRACE(round);
-		plan_layout layout;
-		page_map pages;
-		for (u32 i = 0; i < below(8); i++) {
-			u32 as = below(2), id = below(10);
-			u64 gfn = below(40), npages = 1 + below(8);
-			bool free = !layout.slots.contains({as, id});
-			for (u64 k = 0; k < npages; k++)
-				free &= !pages.contains({as, gfn + k});
-			if (!free)
-				continue;
-			// offsets of hva to gfn repeat, so that pages are kept often
-			add(layout, id, gfn, npages, 1000 * (1 + below(2)) + gfn, below(4), as);
-			pages = pages_of(layout.slots);
-		}
-		std::vector<memslot_entry> entries;
-		for (u32 i = 0, n = below(6); i < n; i++) {
-			u32 as = below(2), id = below(10);
-			u64 gfn = below(40), npages = below(9);
-			if (npages)
-				entries.push_back(entry(id, gfn, npages,
-							1000 * (1 + below(2)) + gfn, below(4), as));
-			else
-				entries.push_back(removal(id, as));
-		}
-		ASSERT_NO_FATAL_FAILURE(compare(layout, entries));
+	std::vector<std::pair<u32, u32>> all;
+	for (u32 i = nr_entries; i < b.plan.changes; i++) {
+		EXPECT_EQ(b.plan.change[i].kind, PLAN_DELETE);
+		EXPECT_EQ(b.plan.change[i].after.npages, 0u);
+		all.emplace_back(b.plan.change[i].before.address_space, b.plan.change[i].before.id);
 	}
+	return all;
+}
+
+using ids = std::vector<std::pair<u32, u32>>;
+
+TEST(ReplaceSpaces, UnnamedSlotsGo)
+{
+	built b(two_spaces(), {entry(2, 20, 10, 200), entry(7, 50, 5, 700)}, rules, 1);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.change[0].kind, PLAN_NOTHING);
+	EXPECT_EQ(b.plan.change[1].kind, PLAN_CREATE);
+	EXPECT_EQ(dropped(b, 2), (ids{{0, 1}, {0, 3}}));
+	EXPECT_EQ(b.plan.count[PLAN_DELETE], 2u);
+	EXPECT_EQ(b.plan.pages_removed, 20u);
+	EXPECT_EQ(b.plan.touched, 1u);
+	EXPECT_TRUE(b.plan.uncovers);
+	EXPECT_EQ(b.zaps(), (zaps{{0, 10, 10}, {0, 30, 10}}));
+}
+
+TEST(ReplaceSpaces, OnlyTheOneThatIsAskedFor)
+{
+	built b(two_spaces(), {}, rules, 2);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(dropped(b, 0), (ids{{1, 1}, {1, 2}, {1, 3}}));
+	EXPECT_EQ(b.plan.touched, 2u);
+	EXPECT_EQ(b.zaps(), (zaps{{1, 10, 30}}));
+}
+
+TEST(ReplaceSpaces, BothAndKvmsOwnSlotStays)
+{
+	built b(two_spaces(), {entry(2, 20, 10, 200, 0, 1)}, rules, 3);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(dropped(b, 1), (ids{{0, 1}, {0, 2}, {0, 3}, {1, 1}, {1, 3}}));
+	EXPECT_EQ(b.plan.touched, 3u);
+}
+
+TEST(ReplaceSpaces, AllSlotsNamedIsTheSameAsWithout)
+{
+	std::vector<memslot_entry> all;
+	for (u32 id = 1; id <= 3; id++)
+		all.push_back(entry(id, 10 * id, 10, 100 * id));
+	built b(two_spaces(), all, rules, 1);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.changes, 3u);
+	EXPECT_EQ(b.plan.touched, 0u);
+}
+
+TEST(ReplaceSpaces, EmptySpaceIsNoWork)
+{
+	plan_layout layout;
+	add(layout, internal_slot, 100, 1, 900);
+	built b(layout, {}, rules, 3);
+	EXPECT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.touched, 0u);
+}
+
+TEST(ReplaceSpaces, OneBatchBySlotsThatAllHaveNewIds)
+{
+	built b(two_spaces(), {entry(11, 10, 15, 100), entry(12, 30, 10, 300)}, rules, 1);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(dropped(b, 2), (ids{{0, 1}, {0, 2}, {0, 3}}));
+	EXPECT_EQ(b.plan.pages_kept, 20u);
+	EXPECT_EQ(b.plan.pages_remapped, 5u);
+	EXPECT_EQ(b.plan.pages_removed, 5u);
+	EXPECT_EQ(b.zaps(), (zaps{{0, 20, 10}}));
+}
+
+TEST(ReplaceSpaces, DeletingAMissingSlotIsStillAnError)
+{
+	expect_error(built(two_spaces(), {removal(9)}, rules, 1), -ENOENT, 0,
+		     MEMSLOT_REASON_NO_SLOT);
+}
+
+TEST(ReplaceSpaces, UnnamedGuestMemfd)
+{
+	plan_layout layout = two_spaces();
+	layout.slots[{0, 3}].guest_memfd = true;
+	std::vector<memslot_entry> entries = {entry(1, 10, 10, 100)};
+	expect_error(built(layout, entries, rules, 1), -EOPNOTSUPP, MEMSLOT_NO_ENTRY,
+		     MEMSLOT_REASON_GUEST_MEMFD);
+	// named it is the entry's fault, and an address space that stays may have one
+	expect_error(built(layout, {removal(2), removal(3)}, rules, 1), -EOPNOTSUPP, 1,
+		     MEMSLOT_REASON_GUEST_MEMFD);
+	EXPECT_EQ(built(layout, entries, rules, 2).err, 0);
+}
+
+TEST(ReplaceSpaces, UnnamedGuestMemfdComesBeforeOverlap)
+{
+	plan_layout layout = two_spaces();
+	layout.slots[{0, 3}].guest_memfd = true;
+	expect_error(built(layout, {entry(1, 0, 5, 100), entry(2, 4, 5, 100)}, rules, 1),
+		     -EOPNOTSUPP, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_GUEST_MEMFD);
+}
+
+TEST(ReplaceSpaces, OverlapWithASlotThatGoesIsFine)
+{
+	std::vector<memslot_entry> over_two = {entry(7, 15, 10, 700)};
+	expect_error(built(two_spaces(), over_two), -EEXIST, 0, MEMSLOT_REASON_OVERLAP_SLOT);
+	expect_error(built(two_spaces(), over_two, rules, 2), -EEXIST, 0,
+		     MEMSLOT_REASON_OVERLAP_SLOT);
+	EXPECT_EQ(built(two_spaces(), over_two, rules, 1).err, 0);
+}
+
+TEST(ReplaceSpaces, OverlapWithKvmsOwnSlotIsNot)
+{
+	expect_error(built(two_spaces(), {entry(7, 15, 10, 700), entry(8, 95, 10, 800)}, rules, 3),
+		     -EEXIST, 1, MEMSLOT_REASON_OVERLAP_SLOT);
+}
+
+// ---- The last dirty bitmap ----
+
+memslot_entry with_bitmap(memslot_entry e, u64 bytes, u64 address = 0x1000)
+{
+	e.dirty_bitmap = address;
+	e.dirty_bitmap_size = bytes;
+	return e;
+}
+
+TEST(Bitmap, AlignmentAndSize)
+{
+	memslot_entry e = removal(1);
+	EXPECT_EQ(entry_reason(with_bitmap(e, 8), 0), MEMSLOT_REASON_NONE);
+	EXPECT_EQ(entry_reason(with_bitmap(e, 64, 8), 0), MEMSLOT_REASON_NONE);
+	for (u64 off : {1, 4, 7}) {
+		EXPECT_EQ(entry_reason(with_bitmap(e, 8, 0x1000 + off), -EINVAL),
+			  MEMSLOT_REASON_BITMAP_ALIGN);
+		EXPECT_EQ(entry_reason(with_bitmap(e, 8 + off), -EINVAL),
+			  MEMSLOT_REASON_BITMAP_SIZE);
+	}
+	e = entry(1, 0, 1, 1);
+	EXPECT_EQ(entry_reason(with_bitmap(e, 8), 0), MEMSLOT_REASON_NONE);
+	EXPECT_EQ(entry_reason(with_bitmap(e, 12), -EINVAL), MEMSLOT_REASON_BITMAP_SIZE);
+}
+
+TEST(Bitmap, PointerAndSizeComeTogether)
+{
+	for (const memslot_entry &e : {removal(1), entry(1, 0, 1, 1)}) {
+		EXPECT_EQ(entry_reason(with_bitmap(e, 0), -EINVAL), MEMSLOT_REASON_BITMAP_SIZE);
+		EXPECT_EQ(entry_reason(with_bitmap(e, 8, 0), -EINVAL), MEMSLOT_REASON_BITMAP_SIZE);
+	}
+}
+
+// A slot of 65 pages with a dirty log: its bitmap has two words.
+plan_layout logged()
+{
+	plan_layout layout;
+	add(layout, 1, 10, 65, 100, log_dirty);
+	add(layout, 2, 100, 65, 300);
+	return layout;
+}
+
+TEST(Bitmap, OneBitPerPageOfTodaysSlot)
+{
+	expect_error(built(logged(), {entry(5, 0, 1, 1), with_bitmap(removal(1), 8)}), -EINVAL, 1,
+		     MEMSLOT_REASON_BITMAP_SIZE);
+	built enough(logged(), {with_bitmap(removal(1), 16)});
+	EXPECT_EQ(enough.err, 0);
+	EXPECT_TRUE(enough.plan.hands_back);
+	// the new slot has one page, the old one counts
+	expect_error(built(logged(), {with_bitmap(entry(1, 10, 1, 100, log_dirty), 8)}), -EINVAL, 0,
+		     MEMSLOT_REASON_BITMAP_SIZE);
+	// 64 pages fill one word
+	plan_layout layout;
+	add(layout, 1, 0, 64, 100, log_dirty);
+	EXPECT_EQ(built(layout, {with_bitmap(removal(1), 8)}).err, 0);
+}
+
+TEST(Bitmap, NobodyAsks)
+{
+	built b(logged(), {removal(1)});
+	ASSERT_EQ(b.err, 0);
+	EXPECT_FALSE(b.plan.hands_back);
+}
+
+TEST(Bitmap, NoDirtyLog)
+{
+	expect_error(built(logged(), {with_bitmap(removal(2), 16)}), -EINVAL, 0,
+		     MEMSLOT_REASON_NO_DIRTY_LOG);
+	// that the new slot has one is not enough
+	expect_error(built(logged(), {with_bitmap(entry(2, 100, 65, 300, log_dirty), 16)}), -EINVAL,
+		     0, MEMSLOT_REASON_NO_DIRTY_LOG);
+	expect_error(built(logged(), {with_bitmap(entry(3, 200, 65, 500, log_dirty), 16)}), -EINVAL,
+		     0, MEMSLOT_REASON_NO_DIRTY_LOG);
+}
+
+TEST(Bitmap, MissingSlotIsSaidFirst)
+{
+	expect_error(built(logged(), {with_bitmap(removal(3), 16)}), -ENOENT, 0,
+		     MEMSLOT_REASON_NO_SLOT);
+}
+
+TEST(Bitmap, AnEntryThatChangesNothingKeepsItsLog)
+{
+	expect_error(built(logged(), {with_bitmap(entry(1, 10, 65, 100, log_dirty), 16)}), -EINVAL,
+		     0, MEMSLOT_REASON_NO_DIRTY_LOG);
+}
+
+TEST(Bitmap, OfSlotsThatAreMovedReplacedOrSwitchedOff)
+{
+	built moved(logged(), {with_bitmap(entry(1, 11, 65, 100, log_dirty), 16)});
+	ASSERT_EQ(moved.err, 0);
+	EXPECT_EQ(moved.plan.change[0].kind, PLAN_MOVE);
+	EXPECT_TRUE(moved.plan.hands_back);
+
+	built replaced(logged(), {with_bitmap(entry(1, 10, 65, 900, log_dirty), 16)});
+	ASSERT_EQ(replaced.err, 0);
+	EXPECT_EQ(replaced.plan.change[0].kind, PLAN_REPLACE);
+	EXPECT_TRUE(replaced.plan.hands_back);
+
+	built off(logged(), {with_bitmap(entry(1, 10, 65, 100), 16)});
+	ASSERT_EQ(off.err, 0);
+	EXPECT_EQ(off.plan.change[0].kind, PLAN_REFLAG);
+	EXPECT_TRUE(off.plan.hands_back);
+}
+
+TEST(Bitmap, RingsHaveNone)
+{
+	plan_rules ring = rules;
+	ring.dirty_ring = true;
+	expect_error(built(logged(), {removal(2), with_bitmap(removal(1), 16)}, ring), -EOPNOTSUPP,
+		     1, MEMSLOT_REASON_DIRTY_RING);
+	// whatever else is wrong with it
+	expect_error(built(logged(), {with_bitmap(removal(2), 8)}, ring), -EOPNOTSUPP, 0,
+		     MEMSLOT_REASON_DIRTY_RING);
+}
+
+TEST(Bitmap, NotOfASlotThatGoesUnnamed)
+{
+	built b(logged(), {}, rules, 1);
+	ASSERT_EQ(b.err, 0);
+	EXPECT_FALSE(b.plan.hands_back);
 }
 
 } // namespace
