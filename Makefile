@@ -14,7 +14,7 @@ export BUILD
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES):"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS):"
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 .PHONY: setup
@@ -71,12 +71,18 @@ test: module tools guests kselftest ## build everything and run the tests
 # The files of a kind: tracked, or new and not ignored.
 sources = git ls-files --cached --others --exclude-standard -- $(1)
 
+# With the defaults: a million random batches, and ten minutes.
 BATCHES ?= 1000000
+FUZZ_SECONDS ?= 600
 
 .PHONY: model
 model: setup ## compare plan.c with a model of it on BATCHES random batches
 	@$(MAKE) --no-print-directory -C tests/unit
 	@MEMSLOT_BATCHES=$(BATCHES) $(BUILD)/unit/test_plan --gtest_filter='Model.*'
+
+.PHONY: fuzz
+fuzz: setup ## let a fuzzer compare plan.c with its model for FUZZ_SECONDS
+	@$(MAKE) --no-print-directory -C tests/unit fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 .PHONY: check
 check: setup ## check style and types; the tests check more

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Each GoogleTest of tests/unit is an item of its own."""
+"""Each GoogleTest of tests/unit is an item of its own, and so is a short run of the fuzzer."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,3 +50,14 @@ test_names.__test__ = False  # type: ignore[attr-defined]
 def test_unit(name: str) -> None:
     assert name in results(), "did not run"
     assert not results()[name], "\n".join(results()[name])
+
+
+def test_fuzz() -> None:
+    """`make fuzz` is the long version."""
+    folder = PROJECT / "tests" / "unit"
+    run = subprocess.run(
+        ["make", "--silent", "-C", folder, "fuzz", "FUZZ_SECONDS=20"], capture_output=True, text=True, errors="replace"
+    )
+    assert run.returncode == 0, run.stderr[-10000:]
+    executed = re.search(r"^stat::number_of_executed_units: (\d+)$", run.stderr, re.M)
+    assert executed and int(executed[1]) > 5000, run.stderr[-10000:]
