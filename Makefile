@@ -4,6 +4,9 @@
 include versions.mk
 
 KERNEL ?= $(KERNEL_MIN)
+# Kernels that are tested in full, and those that are tested in brief.
+KERNELS ?= $(KERNEL_MIN)
+BRIEF_KERNELS ?= $(filter-out $(KERNELS),6.1 6.12 7.3)
 PYTEST_ARGS ?=
 PYTHON := /usr/bin/python3
 BUILD := $(CURDIR)/build
@@ -14,7 +17,8 @@ export BUILD
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS):"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS;"
+	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\"):"
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 .PHONY: setup
@@ -35,6 +39,12 @@ module: setup ## build the kernel module for KERNEL
 	find $$out -xtype l -delete; \
 	ln -sfn $(CURDIR)/uapi $(CURDIR)/versions.mk $(BUILD)/module; \
 	tests/vm/kernels.py make $(KERNEL) --no-print-directory M=$$out W=1 modules
+
+.PHONY: modules
+modules: setup
+	@set -e; for kernel in $(KERNELS) $(BRIEF_KERNELS); do \
+		$(MAKE) --no-print-directory module KERNEL=$$kernel; \
+	done
 
 .PHONY: include
 include: $(BUILD)/include/linux/memslot.h ## stage the interface header in build/include
@@ -65,8 +75,9 @@ demo: module tools guests ## show what the module does, in a test VM
 	@$(PYTHON) bench/demo.py
 
 .PHONY: test
-test: module tools guests kselftest ## build everything and run the tests
-	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest --kernel $(KERNEL) $(PYTEST_ARGS) tests
+test: modules tools guests kselftest ## build everything and run the tests
+	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest $(KERNELS:%=--kernel %) \
+		$(BRIEF_KERNELS:%=--brief-kernel %) $(PYTEST_ARGS) tests
 
 # The files of a kind: tracked, or new and not ignored.
 sources = git ls-files --cached --others --exclude-standard -- $(1)

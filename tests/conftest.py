@@ -17,13 +17,38 @@ from runner import DEFAULT_KERNEL, VM, Outcome, Result  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kernel", choices=list(KERNELS), default=DEFAULT_KERNEL, help="kernel of the test VM")
+    def add(option: str, text: str) -> None:
+        parser.addoption(option, choices=list(KERNELS), action="append", default=[], help=text)
+
+    add("--kernel", f"kernel of the test VM, may be given several times (default: {DEFAULT_KERNEL})")
+    add("--brief-kernel", "the same, but for the tests only that are marked every_kernel")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_kernel: runs on the kernels of --brief-kernel, too")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What needs a VM runs on each kernel that is asked for, and one kernel after the other."""
+    if "kernel_version" not in metafunc.fixturenames:
+        return
+    versions: list[str] = metafunc.config.getoption("--kernel") or [DEFAULT_KERNEL]
+    if metafunc.definition.get_closest_marker("every_kernel"):
+        versions = versions + metafunc.config.getoption("--brief-kernel")
+    metafunc.parametrize("kernel_version", list(dict.fromkeys(versions)), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def session_vm(request: pytest.FixtureRequest) -> Iterator[VM]:
+def kernel_version(request: pytest.FixtureRequest) -> str:
+    """The kernel of the test VM."""
+    version: str = request.param
+    return version
+
+
+@pytest.fixture(scope="session")
+def session_vm(kernel_version: str) -> Iterator[VM]:
     """One VM for all tests, with KVM and the module loaded.  Tests take vm instead, which watches the kernel log."""
-    with VM(request.config.getoption("--kernel"), module=True) as machine:
+    with VM(kernel_version, module=True) as machine:
         yield machine
 
 

@@ -97,6 +97,14 @@ def test_batched(churn: Callable[..., Report], scenario: str, vcpus: int) -> Non
         assert report[name] == count * TRANSACTIONS, name
 
 
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("options", [(), ("--park",)], ids=["fenced", "parked"])
+def test_batched_all_scenarios(churn: Callable[..., Report], options: tuple[str, ...]) -> None:
+    report = churn("batched", "all", 2, *options, transactions=TRANSACTIONS_OF_EACH)
+    assert_truth(report)
+    assert report["parked" if options else "fenced"] == TRANSACTIONS_OF_EACH * len(SCENARIOS)
+
+
 @pytest.mark.parametrize("vcpus", VCPUS)
 def test_batched_and_parked(churn: Callable[..., Report], vcpus: int) -> None:
     report = churn("batched", "all", vcpus, "--park", transactions=TRANSACTIONS_OF_EACH)

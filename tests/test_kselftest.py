@@ -24,7 +24,7 @@ PROGRAM_TIMEOUT = 300  # seconds; each test has its own limit of 30
 
 # Parameters of kvm_amd.  Without nested paging every commit that drops a slot parks;
 # without nested virtualization none has to.
-CONFIGURATIONS = ["", "npt=0", "nested=0"]
+CONFIGURATIONS = ["npt=0", "nested=0"]
 
 RUN = re.compile(r"#  RUN +(\S+) \.\.\.")
 RESULT = re.compile(r"(?P<bad>not )?ok (?P<number>\d+) (?:# SKIP (?P<skipped>.*)|(?P<name>\S+))")
@@ -110,18 +110,37 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """The VM of the session for a KVM without parameters, else one of its own."""
-    if not request.param:
-        yield Machine(request.getfixturevalue("session_vm"))
-        return
-    with VM(request.config.getoption("--kernel"), module=True, kvm_amd=request.param) as vm:
+def machine(session_vm: VM) -> Machine:
+    """The VM of the session, where KVM has no parameters."""
+    return Machine(session_vm)
+
+
+@pytest.fixture(scope="module")
+def configured_machine(request: pytest.FixtureRequest, kernel_version: str) -> Iterator[Machine]:
+    """A VM of its own."""
+    with VM(kernel_version, module=True, kvm_amd=request.param) as vm:
         yield Machine(vm)
 
 
-@pytest.mark.parametrize("machine", CONFIGURATIONS, ids=lambda parameters: parameters or "default", indirect=True)
-@pytest.mark.parametrize(("program", "name"), [(program, name) for program, names in TESTS.items() for name in names])
+each_test = pytest.mark.parametrize(
+    ("program", "name"), [(program, name) for program, names in TESTS.items() for name in names]
+)
+
+
+@pytest.mark.every_kernel
+@each_test
 def test_kselftest(machine: Machine, program: str, name: str) -> None:
+    judge(machine, program, name)
+
+
+@pytest.mark.parametrize("configured_machine", CONFIGURATIONS, indirect=True)
+@each_test
+def test_kselftest_configured(configured_machine: Machine, program: str, name: str) -> None:
+    judge(configured_machine, program, name)
+
+
+def judge(machine: Machine, program: str, name: str) -> None:
+    """Passes, fails or skips as the test did."""
     cases, result = machine.run(program)
     case = cases[name]
     said = "\n".join(case.output)

@@ -14,6 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tests" / "vm"))
 
 import kernels  # noqa: E402
+from building import make_module  # noqa: E402
 
 VERSION_WORDS = re.compile(r"\b(LINUX_VERSION_CODE|KERNEL_VERSION)\b")
 LICENCES = {"uapi": "GPL-2.0 WITH Linux-syscall-note", "userlib": "MIT"}
@@ -68,19 +69,6 @@ def test_module_is_clean_under_checkpatch() -> None:
     files = [path for path in sources() if path.suffix in {".c", ".h"} and path.relative_to(PROJECT).parts[0] in {"module", "uapi"}]
     run = subprocess.run(["perl", checkpatch, "--terse", "--file", *files], cwd=PROJECT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-
-
-def make_module(directory: Path, kernel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Builds a copy of the module's sources there."""
-    for shared in ("uapi", "versions.mk"):
-        (directory / shared).symlink_to(PROJECT / shared)
-    build = directory / "build"
-    for path in kernel_sources():
-        name = path.relative_to(PROJECT / "module")
-        (build / name).parent.mkdir(parents=True, exist_ok=True)
-        (build / name).symlink_to(path)
-    command = kernels.make_command(kernel, f"M={build}", *arguments, "modules", shared=[directory])
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("extra", [["W=1", "KCFLAGS=-Werror"], ["C=2", "CF=-Wsparse-error"]], ids=["W=1", "sparse"])

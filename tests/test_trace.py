@@ -28,6 +28,7 @@ FENCED = "plan prepare build fence zap publish wait updated unfence mirror finis
 PARKED = ["plan", "park", *FENCED[1:]]
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize(("options", "steps"), [([], FENCED), (["--park"], PARKED)], ids=["fenced", "parked"])
 def test_every_step_of_a_commit_is_traced(run_in_vm: Callable[..., Result], options: list[str], steps: list[str]) -> None:
     churn = [str(CHURN), "--vcpus", "1", "--transactions", "3", "--scenario", "replace", *options]

@@ -173,6 +173,7 @@ def test_own_directories(own_vm: VM) -> None:
     assert result.stdout.strip() == own_vm.kernel.release
 
 
+@pytest.mark.every_kernel
 def test_module_is_loaded(run_in_vm: Callable[..., Result]) -> None:
     script = "set -e; grep -q '^memslot ' /proc/modules; test -c /dev/kvm; test -c /dev/memslot"
     run_in_vm("/bin/sh", "-c", script)

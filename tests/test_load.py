@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Loading: what the module does not find in KVM, it names, and then it does not load."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building import make_module
+from runner import VM, Outcome
+
+BUILD = Path(os.environ.get("BUILD", Path(__file__).resolve().parent.parent / "build"))
+
+# A function and a variable that are nowhere under the names that they get.
+HIDDEN = {"kvm_arch_free_memslot": "kvm_arch_free_hidden", "kvm_cpu_caps": "kvm_cpu_hidden"}
+DECLARATION = """
+struct kvm;
+struct kvm_memory_slot;
+void kvm_arch_free_hidden(struct kvm *kvm, struct kvm_memory_slot *slot);
+"""
+FIRST_LINE = "#ifndef MEMSLOT_COMPAT_SYMBOLS_H\n"
+
+
+def hide(source: str) -> str:
+    for name, hidden in HIDDEN.items():
+        source = source.replace(name, hidden)
+    return source.replace(FIRST_LINE, FIRST_LINE + DECLARATION)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that the VM sees, too: its /tmp is its own."""
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD, prefix="hidden-") as path:
+        yield Path(path)
+
+
+@pytest.mark.every_kernel
+def test_hidden_symbols_are_named(directory: Path, kernel_version: str) -> None:
+    run = make_module(directory, kernel_version, edit=hide)
+    assert run.returncode == 0, run.stdout + run.stderr
+    with VM(kernel_version, kvm_amd="") as vm:
+        loaded = vm.run("insmod", directory / "build" / "memslot.ko")
+        assert loaded.outcome is Outcome.FAILED and loaded.complaints == [], loaded.report()
+        assert "insmod: ERROR" in loaded.stderr
+        said = [line.partition("memslot: ")[2] for line in loaded.kernel_log if "cannot find" in line]
+        assert sorted(said) == sorted(f"cannot find {hidden} in this kernel" for hidden in HIDDEN.values())
+        left = vm.run("/bin/sh", "-c", "! grep -w memslot /proc/modules && ! test -e /dev/memslot")
+        assert left.outcome is Outcome.OK, left.report()
