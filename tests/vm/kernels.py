@@ -33,7 +33,8 @@ class KernelError(Exception):
     """A kernel cannot be had; the message says what to do."""
 
 
-MIRROR = "http://mirror/debian"
+# The Debian that all this runs on.
+HOST_SUITE = "bookworm"
 # Debian 12's debian-archive-keyring has the keys of Debian 13, too.
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -117,8 +118,7 @@ def _apt_options(suite: str) -> list[str]:
     (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (own / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     sources = own / "sources.list"
-    if not sources.exists():
-        sources.write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    sources.write_text(f"deb [signed-by={KEYRING}] {_mirror()} {suite} main\n")
     settings = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "-",
@@ -129,6 +129,20 @@ def _apt_options(suite: str) -> list[str]:
         "APT::Sandbox::User": "root",
     }
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def _mirror() -> str:
+    """Where the machine's own apt gets Debian from."""
+    only = ["Created-By: Packages", f"Release: {HOST_SUITE}", "Component: main"]
+
+    def find() -> str:
+        # says nothing without package lists
+        addresses = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *only]).split()
+        if not addresses:
+            raise KernelError(f"apt has no source of Debian {HOST_SUITE}; is this Debian 12?")
+        return addresses[0]
+
+    return _Apt(Source()).with_update(find)
 
 
 class _Apt:
@@ -269,7 +283,7 @@ def _root(suite: str) -> Path:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{suite}-") as directory:
                 root = Path(directory) / "root"
                 options = ["--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}", f"--keyring={KEYRING}"]
-                _output(["debootstrap", *options, suite, str(root), MIRROR])
+                _output(["debootstrap", *options, suite, str(root), _mirror()])
                 for archive in (root / "var/cache/apt/archives").glob("*.deb"):
                     archive.unlink()
                 root.rename(target)
