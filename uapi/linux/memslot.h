@@ -247,8 +247,8 @@ struct memslot_bind {
  *	one bit per page of today's slot; 0 without one
  *
  * A slot that exists may be given any new region and flags.  For a removal
- * only @slot, @address_space and the buffer count.  An entry that equals
- * today's slot is allowed and no work.
+ * @guest_phys_addr and @userspace_addr do not count, nor known @flags.  An entry
+ * that equals today's slot is allowed and no work.
  *
  * The last dirty bitmap is that of the slot as it was before the commit: bit n
  * says that page n was written since the log was last read or cleared.  It may
@@ -328,7 +328,7 @@ struct memslot_stage {
  * @moved: out: slots with only another guest address
  * @reflagged: out: slots with only dirty logging switched
  * @grace_periods: out: SRCU grace periods waited for: 1, or 0 if nothing changed
- * @pages_kept: out: pages whose gfn keeps its host address
+ * @pages_kept: out: pages whose gfn keeps its host address, in slots that change
  * @pages_remapped: out: pages whose gfn got another host address
  * @pages_removed: out: pages whose gfn has no slot any more
  * @pages_added: out: pages whose gfn had no slot before
