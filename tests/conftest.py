@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,19 +53,26 @@ def session_vm(kernel_version: str) -> Iterator[VM]:
         yield machine
 
 
+@contextmanager
+def watched(machine: VM) -> Iterator[VM]:
+    """A test during which a VM's kernel log gets a warning fails, whatever else it does."""
+    machine.start()
+    machine.complaints.clear()
+    boots = machine.boots
+    yield machine
+    # What the kernel says a moment after the test's last command still belongs to that test.
+    after = machine.run("true")
+    if machine.complaints:
+        pytest.fail("the VM's kernel log has warnings:\n" + "\n".join(machine.complaints), pytrace=False)
+    if after.outcome is not Outcome.OK or machine.boots != boots:
+        pytest.fail(f"the VM was lost during the test\n{after.report()}", pytrace=False)
+
+
 @pytest.fixture
 def vm(session_vm: VM) -> Iterator[VM]:
-    """The VM.  A test during which its kernel log gets a warning fails, whatever else it does."""
-    session_vm.start()
-    session_vm.complaints.clear()
-    boots = session_vm.boots
-    yield session_vm
-    # What the kernel says a moment after the test's last command still belongs to that test.
-    after = session_vm.run("true")
-    if session_vm.complaints:
-        pytest.fail("the VM's kernel log has warnings:\n" + "\n".join(session_vm.complaints), pytrace=False)
-    if after.outcome is not Outcome.OK or session_vm.boots != boots:
-        pytest.fail(f"the VM was lost during the test\n{after.report()}", pytrace=False)
+    """The VM, watched."""
+    with watched(session_vm):
+        yield session_vm
 
 
 @pytest.fixture

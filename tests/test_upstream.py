@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Upstream's own KVM selftests, unmodified, without and under memslot-run.
+
+Each is run both ways in the same VM, each way is an item.  What fails or skips
+by itself in an emulated machine is skipped with its own words, and then says
+nothing about memslot-run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import watched
+from kernels import linux_source
+from runner import VM, Outcome, Result
+
+PROJECT = Path(__file__).resolve().parent.parent
+SOURCES = PROJECT / "tests" / "upstream"
+BUILD = Path(os.environ.get("BUILD", PROJECT / "build"))
+MEMSLOT_RUN = PROJECT / "build" / "tools" / "memslot-run"
+KSFT_SKIP = 4
+TIMEOUT = 120
+
+
+@dataclass(frozen=True)
+class Selftest:
+    program: str  # as in tools/testing/selftests/kvm
+    options: str = ""
+    changes: int = 1  # that memslot-run must have seen, at least
+    fails: str = ""  # why it may fail by itself
+
+    def __str__(self) -> str:
+        return " ".join([Path(self.program).name, self.options]).strip()
+
+
+# Where one ends by a time limit of its own, it is small enough to be far from it.
+MEMORY = [
+    Selftest("set_memory_region_test", changes=32000),
+    Selftest("memslot_modification_stress_test", "-v 2 -b 4M -i 50", changes=100),
+    *(Selftest("memslot_perf_test", f"-l 1 -s 64 -f {number} -e {number}", changes=128) for number in range(5)),
+    Selftest("memslot_perf_test", "-l 1 -s 64 -f 5 -e 5", changes=64,
+             fails="its guest has two seconds to touch 512 MiB"),
+    Selftest("dirty_log_perf_test", "-v 2 -b 8M -i 2", changes=4),
+    Selftest("dirty_log_perf_test", "-v 2 -b 8M -i 2 -x 16", changes=64),
+    Selftest("kvm_page_table_test", "-v 2 -b 8M", changes=4),
+    Selftest("demand_paging_test", "-v 2 -b 4M", changes=2),
+]  # fmt: skip
+NESTED = [
+    Selftest("x86_64/svm_vmcall_test"),
+    Selftest("x86_64/state_test"),
+    Selftest("x86_64/smm_test", changes=2),
+    Selftest("x86_64/svm_int_ctl_test"),
+    Selftest("x86_64/svm_nested_shutdown_test"),
+    Selftest("x86_64/hyperv_svm_test"),
+    Selftest("x86_64/triple_fault_event_test"),
+    Selftest("x86_64/svm_nested_soft_inject_test", fails="QEMU's TCG has no nRIP save"),
+    Selftest("x86_64/nested_exceptions_test", fails="QEMU's TCG reports other error codes"),
+]
+# Without nested paging every commit that drops a slot parks.
+SHADOWED = [MEMORY[0], MEMORY[1], MEMORY[5], NESTED[2]]
+
+CASES = [("", test) for test in [*MEMORY, *NESTED]] + [("npt=0", test) for test in SHADOWED]
+DOES_NOT_COMPILE = "dirty_log_test"
+
+
+def make(*programs: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--silent", "-C", str(SOURCES), f"BUILD={BUILD}", f"TESTS={' '.join(programs)}"]
+    command.append(f"LINUX_SOURCE={linux_source('6.1')}")
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    done = make(*dict.fromkeys(test.program for _, test in CASES))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Machine:
+    """A VM, and how the tests end in it by themselves."""
+
+    def __init__(self, vm: VM) -> None:
+        self.vm = vm
+        self.without = functools.cache(self._without)
+
+    def _command(self, test: Selftest) -> list[str]:
+        return [str(BUILD / "upstream" / "kvm" / test.program), *test.options.split()]
+
+    def _without(self, test: Selftest) -> Result:
+        return self.vm.run(*self._command(test), timeout=TIMEOUT)
+
+    def under_memslot_run(self, test: Selftest) -> tuple[Result, dict[str, int]]:
+        script = '"$0" --stats=/tmp/stats -- "$@" >&2; status=$?; cat /tmp/stats; exit $status'
+        result = self.vm.run("/bin/sh", "-c", script, MEMSLOT_RUN, *self._command(test), timeout=TIMEOUT)
+        return result, json.loads(result.stdout) if result.stdout else {}
+
+
+@pytest.fixture(scope="module")
+def machines(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[dict[str, Machine]]:
+    """By parameters of kvm_amd."""
+    with VM(request.config.getoption("--kernel"), module=True, kvm_amd="npt=0") as shadowed:
+        yield {"": Machine(session_vm), "npt=0": Machine(shadowed)}
+
+
+@pytest.fixture
+def machine(machines: dict[str, Machine], parameters: str) -> Iterator[Machine]:
+    with watched(machines[parameters].vm):
+        yield machines[parameters]
+
+
+def skip_unless_it_passes(test: Selftest, result: Result) -> None:
+    """By itself it has to pass, to be skipped by its own decision, or to fail for a known reason."""
+    last_words = result.output.strip().splitlines()[-1:]
+    if result.outcome is Outcome.OK:
+        return
+    if result.status == KSFT_SKIP:
+        pytest.skip(f"without memslot-run: {last_words}")
+    if test.fails and result.outcome is Outcome.FAILED:
+        pytest.skip(f"fails without memslot-run, {test.fails}: {last_words}")
+    pytest.fail(result.report(), pytrace=False)
+
+
+cases = pytest.mark.parametrize(("parameters", "test"), CASES, ids=lambda value: str(value) or "default")
+
+
+@cases
+def test_without_memslot_run(machine: Machine, test: Selftest) -> None:
+    skip_unless_it_passes(test, machine.without(test))
+
+
+@cases
+def test_under_memslot_run(machine: Machine, test: Selftest) -> None:
+    skip_unless_it_passes(test, machine.without(test))
+    result, counted = machine.under_memslot_run(test)
+    assert result.outcome is Outcome.OK, result.report()
+    assert counted["changes"] >= test.changes
+    assert counted["fenced"] + counted["parked"] == counted["commits"] > 0
+    assert counted["failed"] == counted["lost"] == counted["passed"] == counted["vms_passed"] == 0
+
+
+def test_dirty_log_test_compiles(machines: dict[str, Machine]) -> None:
+    """The one of 6.1.192 does not; where it does, it is to be run as well."""
+    done = make(DOES_NOT_COMPILE)
+    if done.returncode:
+        assert re.search(r"undefined reference to `TEST_ASSERT_EQ'", done.stderr), done.stderr
+        pytest.skip("linux-source's copy uses TEST_ASSERT_EQ(), which its own library lacks")
+    test = Selftest(DOES_NOT_COMPILE, "-i 4 -I 1", changes=2)
+    with watched(machines[""].vm):
+        test_without_memslot_run(machines[""], test)
+        test_under_memslot_run(machines[""], test)
