@@ -21,6 +21,7 @@ using clock = std::chrono::steady_clock;
 enum class mode { one_by_one, batched, paused };
 
 constexpr std::array<std::string_view, 3> mode_names{"one-by-one", "batched", "paused"};
+constexpr std::array<std::string_view, 3> nesting_names{"none", "shared", "own"};
 
 struct options {
 	mode how = mode::batched;
@@ -28,6 +29,7 @@ struct options {
 	std::uint64_t transactions = 100;
 	std::string scenario = "all";
 	memslot::commit_options commit{};
+	guests::nesting nested = guests::nesting::none;
 };
 
 /*
@@ -42,10 +44,15 @@ Changes the memslots of running guests and prints what they saw as JSON.
   --mode MODE         one-by-one: through KVM_SET_USER_MEMORY_REGION
                       batched: through /dev/memslot, one commit each (default)
                       paused: one by one, with all vCPUs out of KVM_RUN
-  --vcpus N           1 ... 16 (default: 1)
+  --vcpus N           1 ... 64 (default: 1)
   --transactions N    changes of layout per scenario (default: 100)
   --scenario NAME     split-merge, replace, move, swap, resize or all (default)
   --park              batched: park the vCPUs even where a fence would do
+  --nested TABLES     each vCPU runs a guest of its own, half of the time; whose
+                      page tables translate that one's physical addresses:
+                      shared: those of the guest around it
+                      own: its own (nested NPT)
+                      none: no such guest (default)
   --help              this text
 )";
 
@@ -72,11 +79,21 @@ struct outcome {
 	std::uint64_t replaced = 0;
 	std::uint64_t moved = 0;
 	std::uint64_t total_ns_fenced = 0;
+	/* of those that parked: why */
+	std::uint64_t park_requested = 0;
+	std::uint64_t park_shadow_paging = 0;
+	std::uint64_t park_nested = 0;
+	std::uint64_t park_uncovers = 0;
+	/* of guests in guests, see guests::vcpu_page */
+	std::uint64_t shutdowns = 0;
+	std::uint64_t nested_errors = 0;
 
 	/* per vCPU, from the first change to the last */
 	std::vector<std::uint64_t> loops;
 	/* per vCPU: commits seen */
 	std::vector<std::uint64_t> versions;
+	/* per vCPU: passes that its own guest made */
+	std::vector<std::uint64_t> nested_loops;
 	/* per transaction */
 	std::vector<std::uint64_t> ns;
 
@@ -84,6 +101,10 @@ struct outcome {
 	{
 		fenced += report.strategy == MEMSLOT_STRATEGY_FENCE;
 		parked += report.strategy == MEMSLOT_STRATEGY_PARK;
+		park_requested += report.park_cause == MEMSLOT_PARK_REQUESTED;
+		park_shadow_paging += report.park_cause == MEMSLOT_PARK_SHADOW_PAGING;
+		park_nested += report.park_cause == MEMSLOT_PARK_NESTED;
+		park_uncovers += report.park_cause == MEMSLOT_PARK_UNCOVERS;
 		created += report.created;
 		deleted += report.deleted;
 		replaced += report.replaced;
@@ -99,6 +120,9 @@ struct outcome {
 		wrong += counts.wrong;
 		emulated_reads += counts.emulated_reads;
 		versions.push_back(counts.versions);
+		shutdowns += counts.shutdowns;
+		nested_errors += counts.nested_errors;
+		nested_loops.push_back(counts.nested_loops);
 	}
 };
 
@@ -125,6 +149,12 @@ constexpr std::array counters{
 	counter{"replaced", &outcome::replaced},
 	counter{"moved", &outcome::moved},
 	counter{"total_ns_fenced", &outcome::total_ns_fenced},
+	counter{"park_requested", &outcome::park_requested},
+	counter{"park_shadow_paging", &outcome::park_shadow_paging},
+	counter{"park_nested", &outcome::park_nested},
+	counter{"park_uncovers", &outcome::park_uncovers},
+	counter{"shutdowns", &outcome::shutdowns},
+	counter{"nested_errors", &outcome::nested_errors},
 };
 
 std::uint64_t number(const char *text, std::uint64_t least, std::uint64_t most)
@@ -139,23 +169,27 @@ std::uint64_t number(const char *text, std::uint64_t least, std::uint64_t most)
 	return value;
 }
 
-mode mode_called(std::string_view name)
+/* The value of an enum whose names these are. */
+template <typename value>
+value called(const std::array<std::string_view, 3> &names, const char *what, std::string_view name)
 {
-	const auto found = std::ranges::find(mode_names, name);
+	const auto found = std::ranges::find(names, name);
 
-	if (found == mode_names.end())
-		throw std::invalid_argument("no mode is called " + std::string(name));
-	return static_cast<mode>(found - mode_names.begin());
+	if (found == names.end())
+		throw std::invalid_argument(std::string("no ") + what + " is called " +
+					    std::string(name));
+	return static_cast<value>(found - names.begin());
 }
 
 std::optional<options> parse(int argc, char **argv)
 {
-	static constexpr std::array<option, 7> known{{
+	static constexpr std::array<option, 8> known{{
 		{"mode", required_argument, nullptr, 'm'},
 		{"vcpus", required_argument, nullptr, 'v'},
 		{"transactions", required_argument, nullptr, 't'},
 		{"scenario", required_argument, nullptr, 's'},
 		{"park", no_argument, nullptr, 'p'},
+		{"nested", required_argument, nullptr, 'n'},
 		{"help", no_argument, nullptr, 'h'},
 		{nullptr, 0, nullptr, 0},
 	}};
@@ -164,7 +198,7 @@ std::optional<options> parse(int argc, char **argv)
 	for (int c; (c = getopt_long(argc, argv, "", known.data(), nullptr)) != -1;) {
 		switch (c) {
 		case 'm':
-			chosen.how = mode_called(optarg);
+			chosen.how = called<mode>(mode_names, "mode", optarg);
 			break;
 		case 'v':
 			chosen.vcpus =
@@ -179,6 +213,10 @@ std::optional<options> parse(int argc, char **argv)
 			break;
 		case 'p':
 			chosen.commit.park = true;
+			break;
+		case 'n':
+			chosen.nested =
+				called<guests::nesting>(nesting_names, "nesting", optarg);
 			break;
 		case 'h':
 			std::fputs(usage, stdout);
@@ -209,7 +247,7 @@ std::uint64_t passes_without(guests::vm &vm, std::uint64_t version)
 outcome run(const options &chosen, std::string_view name)
 {
 	const auto scenario = guests::make_scenario(name);
-	guests::vm vm(chosen.vcpus);
+	guests::vm vm(chosen.vcpus, chosen.nested);
 	std::uint64_t version = guests::first_version;
 	guests::layout now = scenario->next(version);
 	memslot::device device;
@@ -296,6 +334,7 @@ std::string members(outcome result)
 		out << '"' << each.name << "\": " << result.*each.value << ", ";
 	out << "\"loops\": " << list(result.loops);
 	out << ", \"versions\": " << list(result.versions);
+	out << ", \"nested_loops\": " << list(result.nested_loops);
 
 	const std::uint64_t total =
 		std::accumulate(result.ns.begin(), result.ns.end(), std::uint64_t{0});
@@ -319,6 +358,7 @@ void add(outcome &to, const outcome &more)
 		to.*each.value += more.*each.value;
 	add(to.loops, more.loops);
 	add(to.versions, more.versions);
+	add(to.nested_loops, more.nested_loops);
 	to.ns.insert(to.ns.end(), more.ns.begin(), more.ns.end());
 }
 
@@ -345,9 +385,12 @@ try {
 			each += ", ";
 		each.append("\"").append(name).append("\": {").append(members(one)).append("}");
 	}
-	std::printf("{\"mode\": \"%s\", \"vcpus\": %u, \"park\": %s, %s, \"scenarios\": {%s}}\n",
-		    mode_names[static_cast<std::size_t>(chosen->how)].data(), chosen->vcpus,
-		    chosen->commit.park ? "true" : "false", members(total).c_str(), each.c_str());
+	std::printf("{\"mode\": \"%s\", \"nested\": \"%s\", \"vcpus\": %u, \"park\": %s, %s, "
+		    "\"scenarios\": {%s}}\n",
+		    mode_names[static_cast<std::size_t>(chosen->how)].data(),
+		    nesting_names[static_cast<std::size_t>(chosen->nested)].data(), chosen->vcpus,
+		    chosen->commit.park ? "true" : "false",
+		    members(total).c_str(), each.c_str());
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {
 	std::fprintf(stderr, "churn: %s\n", why.what());

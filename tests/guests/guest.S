@@ -2,7 +2,8 @@
 /*
  * What a vCPU does: round and round, it touches each page of its other memory, reads the version in
  * the data word of each location, then the ones that the code there returns, and judges them by what was seen before.  guest.hpp has the
- * other side of the structures, and says what the counters mean.
+ * other side of the structures, and says what the counters mean.  With a VMCB it makes every other
+ * round in a guest of its own.
  *
  * Entered in 64-bit mode with
  *	%rbx  struct vcpu_page, the top of its page is the stack
@@ -19,6 +20,10 @@
 	.set emulated, 48
 	.set emulated_reads, 56
 	.set wrong, 64
+	.set vmcb, 72
+	.set nested_loops, 80
+	.set shutdowns, 88
+	.set nested_errors, 96
 
 /* struct shared_page */
 	.set shared_newest, 0
@@ -40,6 +45,13 @@
 	/* From a location's code to the function that makes KVM read the data */
 	.set to_mailbox, 16
 
+	.set msr_hsave_pa, 0xc0010117
+	.set vmcb_exit_code, 0x070
+	.set vmcb_rip, 0x578
+	.set vmcb_rsp, 0x5d8
+	.set exit_shutdown, 0x7f
+	.set exit_vmmcall, 0x81
+
 	.section .rodata
 	.globl guest_code, guest_code_end
 	.globl location_code, location_code_end
@@ -48,6 +60,46 @@
 guest_code:
 	cld
 	lea locations(%rbp), %r14
+	cmpq $0, vmcb(%rbx)
+	jne hypervisor
+1:
+	call pass
+	jmp 1b
+
+hypervisor:
+	/* KVM wants one, and keeps the host's state elsewhere */
+	mov $msr_hsave_pa, %ecx
+	mov %ebx, %eax
+	xor %edx, %edx
+	wrmsr
+1:
+	call pass
+2:
+	/* Registers but for these two and %rax pass through */
+	mov vmcb(%rbx), %rax
+	lea nested_guest(%rip), %rcx
+	mov %rcx, vmcb_rip(%rax)
+	mov %rsp, vmcb_rsp(%rax)
+	vmrun %rax
+	cmpq $exit_vmmcall, vmcb_exit_code(%rax)
+	jne 3f
+	incq nested_loops(%rbx)
+	jmp 1b
+3:
+	/* The root of the nested page tables was not there */
+	cmpq $exit_shutdown, vmcb_exit_code(%rax)
+	jne 4f
+	incq shutdowns(%rbx)
+	jmp 2b
+4:
+	incq nested_errors(%rbx)
+	jmp 2b
+
+nested_guest:
+	call pass
+	vmmcall
+	ud2
+
 pass:
 	mov other(%rbp), %rsi
 	jmp 2f
@@ -94,7 +146,7 @@ execute_each:
 	lea locations(%rbp), %r14
 1:
 	incq loops(%rbx)
-	jmp pass
+	ret
 
 /*
  * Compares the version %rax from location %r13 with the newest seen before the access, by anybody

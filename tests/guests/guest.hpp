@@ -44,6 +44,13 @@ struct vcpu_page {
 	std::uint64_t emulated_reads;
 	/* other memory where it never changes */
 	std::uint64_t wrong;
+	/* from the VMM: guest address of a VMCB, 0 for a vCPU without a guest of its own */
+	std::uint64_t vmcb;
+	/* passes made by that guest; they count as loops as well */
+	std::uint64_t nested_loops;
+	/* it ended because its page tables were not there, or in a way that should not be */
+	std::uint64_t shutdowns;
+	std::uint64_t nested_errors;
 };
 
 /* One place in the range under test. */
@@ -74,7 +81,9 @@ struct shared_page {
 static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) == 16 &&
 	      offsetof(vcpu_page, torn) == 24 && offsetof(vcpu_page, torn_across) == 32 &&
 	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
-	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64);
+	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64 &&
+	      offsetof(vcpu_page, vmcb) == 72 && offsetof(vcpu_page, nested_loops) == 80 &&
+	      offsetof(vcpu_page, shutdowns) == 88 && offsetof(vcpu_page, nested_errors) == 96);
 static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
 	      offsetof(shared_page, other) == 24 && offsetof(shared_page, other_end) == 32 &&
 	      offsetof(shared_page, locations) == 40);

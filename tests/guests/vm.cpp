@@ -20,8 +20,12 @@ enum control_page : std::uint64_t {
 	directory_page = 3,
 	code_page = 4,
 	shared_data_page = 5,
+	nested_pml4_page = 6,
+	nested_pdpt_page = 7,
+	nested_directory_page = 8,
 	first_vcpu_page = 16,
-	control_pages = first_vcpu_page + max_vcpus,
+	first_vmcb_page = first_vcpu_page + max_vcpus,
+	control_pages = first_vmcb_page + max_vcpus,
 };
 
 constexpr std::uint64_t gpa_of(std::uint64_t page)
@@ -34,6 +38,12 @@ constexpr std::uint64_t mailbox_gpa = 512 << 20;
 
 constexpr std::uint64_t pte_present = 1 << 0;
 constexpr std::uint64_t pte_writable = 1 << 1;
+/* Nested page tables are walked as if by user code */
+constexpr std::uint64_t pte_user = 1 << 2;
+constexpr std::uint64_t pte_accessed = 1 << 5;
+constexpr std::uint64_t pte_dirty = 1 << 6;
+constexpr std::uint64_t pte_all =
+	pte_present | pte_writable | pte_user | pte_accessed | pte_dirty;
 constexpr std::uint64_t pde_large = 1 << 7;
 
 constexpr std::uint64_t cr0_pe = 1ULL << 0;
@@ -42,6 +52,52 @@ constexpr std::uint64_t cr0_pg = 1ULL << 31;
 constexpr std::uint64_t cr4_pae = 1ULL << 5;
 constexpr std::uint64_t efer_lme = 1ULL << 8;
 constexpr std::uint64_t efer_lma = 1ULL << 10;
+constexpr std::uint64_t efer_svme = 1ULL << 12;
+
+/* CPUID leaf of SVM, and the bit in EDX that says there is nested paging */
+constexpr std::uint32_t svm_leaf = 0x8000000a;
+constexpr std::uint32_t svm_npt = 1 << 0;
+
+/* Offsets in a VMCB, and what we put there */
+namespace vmcb {
+
+constexpr std::size_t intercepts = 0x00c;
+constexpr std::uint32_t intercept_shutdown = 1U << 31;
+constexpr std::size_t more_intercepts = 0x010;
+constexpr std::uint32_t intercept_vmrun = 1 << 0;
+constexpr std::uint32_t intercept_vmmcall = 1 << 1;
+constexpr std::size_t asid = 0x058;
+constexpr std::size_t np_enable = 0x090;
+constexpr std::size_t nested_cr3 = 0x0b0;
+constexpr std::size_t es = 0x400;
+constexpr std::size_t cs = 0x410;
+constexpr std::size_t ss = 0x420;
+constexpr std::size_t ds = 0x430;
+constexpr std::size_t efer = 0x4d0;
+constexpr std::size_t cr4 = 0x548;
+constexpr std::size_t cr3 = 0x550;
+constexpr std::size_t cr0 = 0x558;
+constexpr std::size_t dr7 = 0x560;
+constexpr std::size_t dr6 = 0x568;
+constexpr std::size_t rflags = 0x570;
+constexpr std::size_t pat = 0x668;
+
+constexpr std::uint64_t dr6_after_reset = 0xffff0ff0;
+constexpr std::uint64_t dr7_after_reset = 0x400;
+constexpr std::uint64_t pat_after_reset = 0x0007040600070406;
+
+struct segment {
+	std::uint16_t selector;
+	std::uint16_t attributes;
+	std::uint32_t limit;
+	std::uint64_t base;
+};
+
+/* code: present, long mode, readable, accessed; data: present, writable, accessed */
+constexpr segment code{1 << 3, 0xa9b, 0xffffffff, 0};
+constexpr segment data{2 << 3, 0xc93, 0xffffffff, 0};
+
+} // namespace vmcb
 
 /*
  * struct kvm_cpuid2 and its ioctls: in Debian 12's <asm/kvm.h> the struct has another size in C++
@@ -101,7 +157,8 @@ host_memory::~host_memory()
 	munmap(base_, bytes_);
 }
 
-vm::vm(unsigned int vcpus) : control_(control_pages), vcpus_(vcpus)
+vm::vm(unsigned int vcpus, nesting nested)
+    : nested_(nested), control_(control_pages), vcpus_(vcpus)
 {
 	struct sigaction action {};
 	action.sa_handler = on_kick;
@@ -122,18 +179,9 @@ vm::vm(unsigned int vcpus) : control_(control_pages), vcpus_(vcpus)
 	if (ioctl(vm_fd_, KVM_ENABLE_CAP, &exit_on_failure) < 0)
 		fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
 
-	std::array<std::uint64_t, 512> table{};
-	const auto put_table = [&](std::uint64_t page) {
-		std::memcpy(control_.page(page), table.data(), sizeof(table));
-	};
-	for (std::uint64_t i = 0; i < table.size(); i++)
-		table[i] = i << 21 | pde_large | pte_writable | pte_present;
-	put_table(directory_page);
-	table.fill(0);
-	table[0] = gpa_of(directory_page) | pte_writable | pte_present;
-	put_table(pdpt_page);
-	table[0] = gpa_of(pdpt_page) | pte_writable | pte_present;
-	put_table(pml4_page);
+	/* Tables that KVM shadows must not be the ones that the processor walks and writes to */
+	put_tables(pml4_page, pdpt_page, directory_page);
+	put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page);
 	copy(control_.page(code_page), guest_code, guest_code_end);
 	set_region({
 		.slot = 0,
@@ -167,6 +215,24 @@ vm::~vm()
 		close(kvm_fd_);
 }
 
+/* Maps the first GiB to itself. */
+void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory)
+{
+	std::array<std::uint64_t, 512> table{};
+	const auto put = [&](std::uint64_t page) {
+		std::memcpy(control_.page(page), table.data(), sizeof(table));
+	};
+
+	for (std::uint64_t i = 0; i < table.size(); i++)
+		table[i] = i << 21 | pde_large | pte_all;
+	put(directory);
+	table.fill(0);
+	table[0] = gpa_of(directory) | pte_all;
+	put(pdpt);
+	table[0] = gpa_of(pdpt) | pte_all;
+	put(pml4);
+}
+
 void vm::create_vcpu(unsigned int index)
 {
 	vcpu &self = vcpus_[index];
@@ -189,7 +255,50 @@ void vm::create_vcpu(unsigned int index)
 		fail("KVM_GET_SUPPORTED_CPUID");
 	if (ioctl(self.fd, set_cpuid2, cpuid.get()) < 0)
 		fail("KVM_SET_CPUID2");
+	if (nested_ != nesting::none) {
+		const auto known = std::span(cpuid->entries).first(cpuid->count);
+		const auto svm = std::ranges::find(known, svm_leaf, &kvm_cpuid_entry2::function);
+
+		if (svm == known.end())
+			throw std::runtime_error("this KVM cannot nest (with AMD's SVM)");
+		fill_vmcb(index, nested_ == nesting::own_tables && svm->edx & svm_npt);
+	}
 	reset_registers(index);
+}
+
+/* A guest in the state of its parent, which sets its program counter and its stack. */
+void vm::fill_vmcb(unsigned int index, bool own_tables)
+{
+	std::byte *page = control_.page(first_vmcb_page + index);
+	const auto put = [page](std::size_t offset, const auto &value) {
+		std::memcpy(page + offset, &value, sizeof(value));
+	};
+
+	put(vmcb::intercepts, vmcb::intercept_shutdown);
+	put(vmcb::more_intercepts, vmcb::intercept_vmrun | vmcb::intercept_vmmcall);
+	put(vmcb::asid, std::uint32_t{1});
+	put(vmcb::np_enable, std::uint64_t{own_tables});
+	put(vmcb::nested_cr3, gpa_of(nested_pml4_page));
+	put(vmcb::cs, vmcb::code);
+	for (const std::size_t data : {vmcb::ds, vmcb::es, vmcb::ss})
+		put(data, vmcb::data);
+	put(vmcb::efer, efer_svme | efer_lme | efer_lma);
+	put(vmcb::cr0, cr0_pg | cr0_et | cr0_pe);
+	put(vmcb::cr3, gpa_of(pml4_page));
+	put(vmcb::cr4, cr4_pae);
+	put(vmcb::dr6, vmcb::dr6_after_reset);
+	put(vmcb::dr7, vmcb::dr7_after_reset);
+	put(vmcb::rflags, std::uint64_t{1 << 1});
+	put(vmcb::pat, vmcb::pat_after_reset);
+	counts_page(index)->vmcb = gpa_of(first_vmcb_page + index);
+}
+
+void vm::put_nested_root(std::byte *page, std::uint64_t gpa)
+{
+	std::memcpy(page, control_.page(nested_pml4_page), page_size);
+	for (unsigned int i = 0; i < vcpus(); i++)
+		std::memcpy(control_.page(first_vmcb_page + i) + vmcb::nested_cr3, &gpa,
+			    sizeof(gpa));
 }
 
 void vm::reset_registers(unsigned int index)
@@ -216,7 +325,7 @@ void vm::reset_registers(unsigned int index)
 	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment;
 	sregs.cr3 = gpa_of(pml4_page);
 	sregs.cr4 = cr4_pae;
-	sregs.efer = efer_lme | efer_lma;
+	sregs.efer = efer_lme | efer_lma | (nested_ == nesting::none ? 0 : efer_svme);
 	sregs.cr0 = cr0_pg | cr0_et | cr0_pe;
 	if (ioctl(fd, KVM_SET_SREGS, &sregs) < 0)
 		fail("KVM_SET_SREGS");
@@ -286,6 +395,10 @@ vcpu_page vm::counts(unsigned int vcpu) const
 		.emulated = look(page->emulated),
 		.emulated_reads = look(page->emulated_reads),
 		.wrong = look(page->wrong),
+		.vmcb = look(page->vmcb),
+		.nested_loops = look(page->nested_loops),
+		.shutdowns = look(page->shutdowns),
+		.nested_errors = look(page->nested_errors),
 	};
 }
 
@@ -335,9 +448,9 @@ void vm::wait_for_passes()
 	const auto deadline = std::chrono::steady_clock::now() + patience;
 	std::vector<std::uint64_t> goals;
 
-	/* The pass under way began before */
+	/* The pass under way began before; a vCPU and its guest take turns */
 	for (unsigned int i = 0; i < vcpus(); i++)
-		goals.push_back(look(counts_page(i)->loops) + 2);
+		goals.push_back(look(counts_page(i)->loops) + (nested_ == nesting::none ? 2 : 3));
 	for (unsigned int i = 0; i < vcpus(); i++) {
 		while (look(counts_page(i)->loops) < goals[i] && !died_) {
 			if (std::chrono::steady_clock::now() > deadline)

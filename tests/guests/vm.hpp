@@ -18,7 +18,7 @@ namespace guests {
 
 /* Slot 0 at guest address 0 holds all that never changes; the slots under test begin at 1. */
 inline constexpr std::uint32_t first_test_slot = 1;
-inline constexpr unsigned int max_vcpus = 16;
+inline constexpr unsigned int max_vcpus = 64;
 
 /* Where the range under test begins */
 inline constexpr std::uint64_t range_gpa = 16 << 20;
@@ -54,9 +54,18 @@ struct exits {
 	std::atomic<std::uint64_t> interrupted;
 };
 
+/* Does each vCPU run a guest of its own, and who translates that one's physical addresses? */
+enum class nesting {
+	none,
+	/* the tables of the guest around it: KVM still needs no shadow pages */
+	shared_tables,
+	/* tables of its own (nested NPT), which KVM shadows; without NPT the same as shared */
+	own_tables,
+};
+
 class vm {
 public:
-	explicit vm(unsigned int vcpus);
+	explicit vm(unsigned int vcpus, nesting nested = nesting::none);
 	~vm();
 	vm(const vm &) = delete;
 	vm &operator=(const vm &) = delete;
@@ -79,6 +88,12 @@ public:
 
 	/* Memory that every pass touches a byte per page of; before start(). */
 	void set_other_memory(std::uint64_t gpa, std::uint64_t bytes);
+
+	/*
+	 * Puts the root of the nested guests' own page tables into a page of the range under test;
+	 * before start().
+	 */
+	void put_nested_root(std::byte *page, std::uint64_t gpa);
 
 	/* A vCPU's own counts, still counting. */
 	[[nodiscard]] vcpu_page counts(unsigned int vcpu) const;
@@ -110,7 +125,9 @@ private:
 
 	[[nodiscard]] vcpu_page *counts_page(unsigned int vcpu) const;
 	[[nodiscard]] shared_page *shared() const;
+	void put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory);
 	void create_vcpu(unsigned int index);
+	void fill_vmcb(unsigned int index, bool own_tables);
 	void reset_registers(unsigned int index);
 	void run_vcpu(unsigned int index);
 	void handle_exit(unsigned int index);
@@ -119,6 +136,7 @@ private:
 
 	int kvm_fd_ = -1;
 	int vm_fd_ = -1;
+	nesting nested_;
 	host_memory control_;
 	std::vector<vcpu> vcpus_;
 	exits exits_{};
