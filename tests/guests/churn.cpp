@@ -63,6 +63,8 @@ struct outcome {
 	std::uint64_t holes = 0;
 	std::uint64_t errors = 0;
 	std::uint64_t interrupted = 0;
+	std::uint64_t shutdowns = 0;
+	std::uint64_t lost_states = 0;
 	/* sums over all vCPUs, see guests::vcpu_page; torn includes torn_across */
 	std::uint64_t guest_holes = 0;
 	std::uint64_t torn = 0;
@@ -85,7 +87,6 @@ struct outcome {
 	std::uint64_t park_nested = 0;
 	std::uint64_t park_uncovers = 0;
 	/* of guests in guests, see guests::vcpu_page */
-	std::uint64_t shutdowns = 0;
 	std::uint64_t nested_errors = 0;
 
 	/* per vCPU, from the first change to the last */
@@ -120,7 +121,6 @@ struct outcome {
 		wrong += counts.wrong;
 		emulated_reads += counts.emulated_reads;
 		versions.push_back(counts.versions);
-		shutdowns += counts.shutdowns;
 		nested_errors += counts.nested_errors;
 		nested_loops.push_back(counts.nested_loops);
 	}
@@ -136,6 +136,8 @@ constexpr std::array counters{
 	counter{"holes", &outcome::holes},
 	counter{"errors", &outcome::errors},
 	counter{"interrupted", &outcome::interrupted},
+	counter{"shutdowns", &outcome::shutdowns},
+	counter{"lost_states", &outcome::lost_states},
 	counter{"guest_holes", &outcome::guest_holes},
 	counter{"torn", &outcome::torn},
 	counter{"torn_across", &outcome::torn_across},
@@ -153,7 +155,6 @@ constexpr std::array counters{
 	counter{"park_shadow_paging", &outcome::park_shadow_paging},
 	counter{"park_nested", &outcome::park_nested},
 	counter{"park_uncovers", &outcome::park_uncovers},
-	counter{"shutdowns", &outcome::shutdowns},
 	counter{"nested_errors", &outcome::nested_errors},
 };
 
@@ -215,8 +216,7 @@ std::optional<options> parse(int argc, char **argv)
 			chosen.commit.park = true;
 			break;
 		case 'n':
-			chosen.nested =
-				called<guests::nesting>(nesting_names, "nesting", optarg);
+			chosen.nested = called<guests::nesting>(nesting_names, "nesting", optarg);
 			break;
 		case 'h':
 			std::fputs(usage, stdout);
@@ -310,6 +310,8 @@ outcome run(const options &chosen, std::string_view name)
 	result.holes = vm.seen().holes;
 	result.errors = vm.seen().errors;
 	result.interrupted = vm.seen().interrupted;
+	result.shutdowns = vm.seen().shutdowns;
+	result.lost_states = vm.seen().lost_states;
 	return result;
 }
 

@@ -48,8 +48,7 @@ struct vcpu_page {
 	std::uint64_t vmcb;
 	/* passes made by that guest; they count as loops as well */
 	std::uint64_t nested_loops;
-	/* it ended because its page tables were not there, or in a way that should not be */
-	std::uint64_t shutdowns;
+	/* it ended in another way than after a pass */
 	std::uint64_t nested_errors;
 };
 
@@ -83,7 +82,7 @@ static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) 
 	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
 	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64 &&
 	      offsetof(vcpu_page, vmcb) == 72 && offsetof(vcpu_page, nested_loops) == 80 &&
-	      offsetof(vcpu_page, shutdowns) == 88 && offsetof(vcpu_page, nested_errors) == 96);
+	      offsetof(vcpu_page, nested_errors) == 88);
 static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
 	      offsetof(shared_page, other) == 24 && offsetof(shared_page, other_end) == 32 &&
 	      offsetof(shared_page, locations) == 40);

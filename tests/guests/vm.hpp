@@ -48,10 +48,16 @@ private:
 struct exits {
 	/* KVM_EXIT_MMIO reads in the range under test */
 	std::atomic<std::uint64_t> holes;
-	/* KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN */
+	/* KVM_EXIT_INTERNAL_ERROR */
 	std::atomic<std::uint64_t> errors;
+	/* KVM_EXIT_SHUTDOWN; a hole would not cause it, a lost state may */
+	std::atomic<std::uint64_t> shutdowns;
 	/* KVM_RUN returned EINTR */
 	std::atomic<std::uint64_t> interrupted;
+	/* KVM_EXIT_SHUTDOWN because the root of a nested guest's page tables was not there */
+	std::atomic<std::uint64_t> rootless;
+	/* vCPUs that had the host's registers, see vm::lost_its_state() */
+	std::atomic<std::uint64_t> lost_states;
 };
 
 /* Does each vCPU run a guest of its own, and who translates that one's physical addresses? */
@@ -90,8 +96,8 @@ public:
 	void set_other_memory(std::uint64_t gpa, std::uint64_t bytes);
 
 	/*
-	 * Puts the root of the nested guests' own page tables into a page of the range under test;
-	 * before start().
+	 * Puts the root of the nested guests' own page tables into a page of the range under test,
+	 * from which it may vanish for a while; before start().
 	 */
 	void put_nested_root(std::byte *page, std::uint64_t gpa);
 
@@ -129,6 +135,7 @@ private:
 	void create_vcpu(unsigned int index);
 	void fill_vmcb(unsigned int index, bool own_tables);
 	void reset_registers(unsigned int index);
+	bool lost_its_state(unsigned int index);
 	void run_vcpu(unsigned int index);
 	void handle_exit(unsigned int index);
 	void handle_mmio(unsigned int index);
@@ -137,11 +144,14 @@ private:
 	int kvm_fd_ = -1;
 	int vm_fd_ = -1;
 	nesting nested_;
+	bool root_may_vanish_ = false;
 	host_memory control_;
 	std::vector<vcpu> vcpus_;
 	exits exits_{};
 	std::atomic<bool> stop_wanted_ = false;
 	std::atomic<bool> pause_wanted_ = false;
+	/* vCPUs that do not get on are to look whether they lost their state */
+	std::atomic<bool> doubt_ = false;
 	std::atomic<unsigned int> paused_ = 0;
 	std::atomic<bool> died_ = false;
 	std::string cause_of_death_;
