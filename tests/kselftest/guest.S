@@ -7,7 +7,8 @@
 	.section .rodata
 	.code32
 
-	.globl guest_start, guest_scan, guest_store, guest_spin, guest_count, guest_end
+	.globl guest_start, guest_scan, guest_store, guest_spin, guest_count
+	.globl guest_emulate, guest_end
 guest_start:
 
 /* Reads %ecx words from %esi on, %eax bytes apart, into the array at %edi. */
@@ -59,6 +60,26 @@ guest_count:
 	jnz	1b
 	lock incl (%edi)
 	jmp	guest_count
+
+/*
+ * For ever: copies the first word of each of %ecx pages from %esi on into a
+ * register of KVM's I/O APIC, then counts the round at %edi.  KVM makes each
+ * copy itself, and stays in the kernel.
+ */
+guest_emulate:
+	mov	%edi, %ebx
+	mov	%esi, %ebp
+1:
+	mov	%ebp, %esi
+	mov	%ecx, %edx
+2:
+	mov	$0xfec00000, %edi
+	movsl
+	add	$4092, %esi
+	dec	%edx
+	jnz	2b
+	lock incl (%ebx)
+	jmp	1b
 
 guest_end:
 

@@ -48,7 +48,7 @@
 /* What a scan says of a gfn that has no slot */
 #define HOLE 0xffffffffU
 
-#define VM_MAX_VCPUS 4
+#define VM_MAX_VCPUS 32
 #define VM_MAX_SLOTS 1100
 
 enum pool_kind {
@@ -154,6 +154,7 @@ void vm_set_registers(struct vm *vm, unsigned int vcpu, const void *routine, __u
 		      __u32 pages, __u32 value, __u32 destination);
 extern const unsigned char guest_start[], guest_end[];
 extern const unsigned char guest_scan[], guest_store[], guest_spin[], guest_count[];
+extern const unsigned char guest_emulate[];
 
 /* The model. */
 const struct memslot_entry *model_find(const struct vm *vm, __u32 address_space, __u32 slot);
@@ -188,7 +189,7 @@ long kvm_module_users(void);
 long memslot_module_users(void);
 
 /*
- * vCPU threads, in guest_spin or guest_count.  One that finds no memory, or
+ * vCPU threads, in guest_spin, guest_count or guest_emulate.  One that finds no memory, or
  * leaves KVM_RUN for anything but a signal, ends as failed.
  */
 struct spinner {
