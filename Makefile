@@ -74,6 +74,10 @@ vm: module tools guests kselftest ## open a shell in a test VM with the module l
 demo: module tools guests ## show what the module does, in a test VM
 	@$(PYTHON) bench/demo.py
 
+.PHONY: bench
+bench: module guests ## compare parking with pausing in userspace, in a test VM
+	@$(PYTHON) bench/parking.py
+
 .PHONY: test
 test: modules tools guests kselftest ## build everything and run the tests
 	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest $(KERNELS:%=--kernel %) \

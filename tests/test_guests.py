@@ -8,8 +8,10 @@ shows that the guests would tell.  Batched there must be none at all.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from typing import Any
 
 import pytest
 from conftest import watched
-from runner import VM, Outcome, Result
+from kernels import kernel
+from runner import DEFAULT_KERNEL, VM, Outcome, Result
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("BUILD", PROJECT / "build"))

@@ -391,8 +391,7 @@ try {
 		    "\"scenarios\": {%s}}\n",
 		    mode_names[static_cast<std::size_t>(chosen->how)].data(),
 		    nesting_names[static_cast<std::size_t>(chosen->nested)].data(), chosen->vcpus,
-		    chosen->commit.park ? "true" : "false",
-		    members(total).c_str(), each.c_str());
+		    chosen->commit.park ? "true" : "false", members(total).c_str(), each.c_str());
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {
 	std::fprintf(stderr, "churn: %s\n", why.what());

@@ -112,8 +112,8 @@ public:
 	}
 
 	/*
-	 * One slot at a time, which KVM's own ioctl can do as well: created, moved, logged, no longer
-	 * logged, deleted.  The same call site times both ways.
+	 * One slot at a time, which KVM's own ioctl can do as well: created, moved, logged, no
+	 * longer logged, deleted.  The same call site times both ways.
 	 */
 	void one_slot(std::array<comparison, 5> &noted)
 	{
