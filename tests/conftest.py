@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     add("--kernel", f"kernel of the test VM, may be given several times (default: {DEFAULT_KERNEL})")
     add("--brief-kernel", "the same, but for the tests only that are marked every_kernel")
+    parser.addoption("--all", action="store_true", help="every combination of machines that QEMU is run as; takes hours")
 
 
 def pytest_configure(config: pytest.Config) -> None:

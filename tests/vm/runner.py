@@ -193,7 +193,7 @@ exec /bin/busybox switch_root /root /run/agent
 """
 
 
-class _Cpio:
+class Cpio:
     """A cpio archive (newc), as the kernel takes it for an initramfs."""
 
     def __init__(self) -> None:
@@ -221,7 +221,7 @@ class _Cpio:
         return self._data.getvalue()
 
 
-def _loading_order(kernel_: Kernel, names: Sequence[str]) -> list[str]:
+def loading_order(kernel_: Kernel, names: Sequence[str]) -> list[str]:
     """The files of these modules and of all they depend on, below the kernel's modules."""
     needs: dict[str, list[str]] = {}
     for line in (kernel_.modules / "modules.dep").read_text().splitlines():
@@ -244,10 +244,10 @@ def _loading_order(kernel_: Kernel, names: Sequence[str]) -> list[str]:
 
 
 def _initramfs(kernel_: Kernel) -> bytes:
-    modules = _loading_order(kernel_, BOOT_MODULES)
+    modules = loading_order(kernel_, BOOT_MODULES)
     init = INIT.replace("@MODULES@", " ".join(Path(module).name.removesuffix(".xz") for module in modules))
     init = init.replace("@MODULES_ROOT@", str(kernel_.modules.parent.resolve()))
-    archive = _Cpio()
+    archive = Cpio()
     for directory in ("bin", "dev", "proc", "sys", "host", "written", "root", "modules"):
         archive.directory(directory)
     # Without it, what init says is lost.
