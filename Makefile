@@ -17,9 +17,9 @@ export BUILD
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS;"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS, SOAK;"
 	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\"):"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 .PHONY: setup
 setup: ## install the Debian packages that the rest needs (as root)
@@ -82,6 +82,13 @@ bench: module guests ## compare parking with pausing in userspace, in a test VM
 test: modules tools guests kselftest ## build everything and run the tests
 	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest $(KERNELS:%=--kernel %) \
 		$(BRIEF_KERNELS:%=--brief-kernel %) $(PYTEST_ARGS) tests
+
+# SOAK: how long guests run while their memory changes at random, in pytest's
+# last item (90s, 30m, 2h).
+.PHONY: test-debug
+test-debug: ## run the tests on a kernel that checks everything; SOAK=30m
+	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= \
+		PYTEST_ARGS="--soak $(or $(SOAK),90s) $(PYTEST_ARGS)"
 
 # The files of a kind: tracked, or new and not ignored.
 sources = git ls-files --cached --others --exclude-standard -- $(1)

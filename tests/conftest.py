@@ -17,6 +17,11 @@ from kernels import KERNELS  # noqa: E402
 from runner import DEFAULT_KERNEL, VM, Outcome, Result  # noqa: E402
 
 
+def duration(text: str) -> float:
+    """Seconds: 90s, 30m, 2h."""
+    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     def add(option: str, text: str) -> None:
         parser.addoption(option, choices=list(KERNELS), action="append", default=[], help=text)
@@ -24,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--kernel", f"kernel of the test VM, may be given several times (default: {DEFAULT_KERNEL})")
     add("--brief-kernel", "the same, but for the tests only that are marked every_kernel")
     parser.addoption("--all", action="store_true", help="every combination of machines that QEMU is run as; takes hours")
+    parser.addoption("--soak", type=duration, default="10s", help="how long test_soak lasts; default: %(default)s")
 
 
 def pytest_configure(config: pytest.Config) -> None:

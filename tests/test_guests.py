@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +199,26 @@ def test_many_vcpus(churn: Callable[..., Report], how: str) -> None:
     # 64 vCPUs on a few emulated processors: see vm::lost_its_state()
     assert_truth(report, emulator_may_fail=2)
     assert report[how] == report["transactions"] == 4
+
+
+def test_soak(churn: Callable[..., Report], vm: VM, pytestconfig: pytest.Config) -> None:
+    """All of it, in random order, for as long as asked."""
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    vm.find_leaks()  # that others left
+    end = time.monotonic() + pytestconfig.getoption("--soak")
+    while time.monotonic() < end:
+        parks = chance.choice([False, True])
+        transactions = chance.choice([20, 60, 200])
+        scenario = chance.choice([*SCENARIOS, "all"])
+        options = ["--park"] if parks else []
+        report = churn("batched", scenario, chance.choice(VCPUS), *options, transactions=transactions)
+        print(f"{scenario}, {report['vcpus']} vCPUs, {transactions} transactions, parked: {parks}")
+        assert_truth(report)
+        assert report["parked" if parks else "fenced"] == transactions * len(report["scenarios"])
+        assert report["fenced" if parks else "parked"] == 0
+    assert not vm.find_leaks()
 
 
 def test_one_by_one_has_holes(churn: Callable[..., Report]) -> None:

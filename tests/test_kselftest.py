@@ -89,11 +89,14 @@ class Machine:
     def __init__(self, vm: VM) -> None:
         self.vm = vm
         self.runs: dict[str, tuple[dict[str, Case], Result]] = {}
+        self.leaks: dict[str, str | None] = {}  # what VM.find_leaks() said after a program
+        self.boots = 0  # of the VM, when leaks were forgotten last
 
     def run(self, program: str) -> tuple[dict[str, Case], Result]:
         if program not in self.runs:
             cases = {name: Case() for name in TESTS[program]}
             self.vm.start()
+            self.forget_leaks()
             # in one stream, so that messages are where they belong
             result = self.vm.run(
                 "/bin/sh", "-c", 'exec "$0" 2>&1', BUILD / "kselftest" / program, timeout=PROGRAM_TIMEOUT
@@ -104,9 +107,16 @@ class Machine:
                 # What the kernel says a moment later still belongs to the last test.
                 log = log + self.vm.run("true").kernel_log
             read_log(cases, log)
+            self.leaks[program] = self.vm.find_leaks() if result.outcome is not Outcome.LOST else "the VM was lost"
             self.vm.complaints.clear()
             self.runs[program] = cases, result
         return self.runs[program]
+
+    def forget_leaks(self) -> None:
+        """What the kernel lost before the first program ran is not a program's doing."""
+        if self.boots != self.vm.boots:
+            self.vm.find_leaks()
+            self.boots = self.vm.boots
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +163,23 @@ def judge(machine: Machine, program: str, name: str) -> None:
         pytest.fail("the VM's kernel log has warnings:\n" + "\n".join(case.complaints), pytrace=False)
     if case.skipped is not None:
         pytest.skip(case.skipped)
+
+
+def test_nothing_leaks(machine: Machine) -> None:
+    judge_leaks(machine)
+
+
+@pytest.mark.parametrize("configured_machine", CONFIGURATIONS, indirect=True)
+def test_nothing_leaks_configured(configured_machine: Machine) -> None:
+    judge_leaks(configured_machine)
+
+
+def judge_leaks(machine: Machine) -> None:
+    """Fails with what any of the programs has made the kernel lose."""
+    for program in TESTS:
+        machine.run(program)
+    if None in machine.leaks.values():
+        pytest.skip("this kernel has no kmemleak: make test-debug builds one that has")
+    leaks = [f"after {program}:\n{text}" for program, text in machine.leaks.items() if text]
+    if leaks:
+        pytest.fail("\n".join(leaks), pytrace=False)

@@ -81,6 +81,18 @@ static bool walk_tests(const char *only)
 	return !only;
 }
 
+/* A test has 30 seconds, or what it says; on a kernel that checks everything it has more. */
+static void allow_for_slowness(void)
+{
+	const char *slowness = getenv("MEMSLOT_SLOWNESS");
+	struct __fixture_metadata *fixture;
+	struct __test_metadata *test;
+
+	for (fixture = __fixture_list; slowness && fixture; fixture = fixture->next)
+		for (test = fixture->tests; test; test = test->next)
+			test->timeout *= atoi(slowness);
+}
+
 /*
  * The first VM and the first vCPU without a local APIC, and the end of the
  * last, make KVM patch the kernel's text.  Under QEMU's emulation a CPU now and
@@ -105,6 +117,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: %s [--list | TEST]\n", argv[0]);
 		return 2;
 	}
+	allow_for_slowness();
 	hold_a_vm();
 	return test_harness_run(argc, argv);
 }
