@@ -17,7 +17,7 @@ export BUILD
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS, SOAK;"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS, SOAK, CALLS, SEED;"
 	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\"):"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
@@ -90,6 +90,16 @@ test-debug: ## run the tests on a kernel that checks everything; SOAK=30m
 	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= \
 		PYTEST_ARGS="--soak $(or $(SOAK),90s) $(PYTEST_ARGS)"
 
+CALLS ?= 1000000
+SEED ?=
+
+.PHONY: fuzz-ioctl
+fuzz-ioctl: ## make CALLS random ioctls on a kernel that checks everything
+	@$(MAKE) --no-print-directory module KERNEL=6.1-debug
+	@$(MAKE) --no-print-directory -C tests/fuzz
+	@tests/vm/run --kernel 6.1-debug --module --timeout 86400 \
+		$(BUILD)/fuzz/ioctl --calls $(CALLS) $(if $(SEED),--seed $(SEED))
+
 # The files of a kind: tracked, or new and not ignored.
 sources = git ls-files --cached --others --exclude-standard -- $(1)
 
@@ -114,7 +124,7 @@ check: setup ## check style and types; the tests check more
 	@clang-format --dry-run -Werror $$($(call sources,'*.cpp' '*.hpp'))
 	@shellcheck $$($(call sources,) | xargs grep -lE '^#!/bin/(ba)?sh')
 	@MYPYPATH=tests/vm mypy --strict --cache-dir $(BUILD)/mypy tests/vm/run $$($(call sources,'*.py'))
-	@codespell -L filp,fro,nd $$($(call sources,))
+	@codespell -L filp,fro,inout,nd $$($(call sources,))
 
 .PHONY: clean
 clean: ## remove what was built
