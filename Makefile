@@ -100,9 +100,6 @@ fuzz-ioctl: ## make CALLS random ioctls on a kernel that checks everything
 	@tests/vm/run --kernel 6.1-debug --module --timeout 86400 \
 		$(BUILD)/fuzz/ioctl --calls $(CALLS) $(if $(SEED),--seed $(SEED))
 
-# The files of a kind: tracked, or new and not ignored.
-sources = git ls-files --cached --others --exclude-standard -- $(1)
-
 # With the defaults: a million random batches, and ten minutes.
 BATCHES ?= 1000000
 FUZZ_SECONDS ?= 600
@@ -117,14 +114,8 @@ fuzz: setup ## let a fuzzer compare plan.c with its model for FUZZ_SECONDS
 	@$(MAKE) --no-print-directory -C tests/unit fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 .PHONY: check
-check: setup ## check style and types; the tests check more
-	@set -e; source=$$(tests/vm/kernels.py source $(KERNEL_MIN)); \
-	$$source/scripts/checkpatch.pl --no-tree --root=$$source --strict --terse --show-types \
-		--quiet --no-summary --file $$($(call sources,'module/*.[ch]' 'uapi/*.h' tests/vm/agent.c))
-	@clang-format --dry-run -Werror $$($(call sources,'*.cpp' '*.hpp'))
-	@shellcheck $$($(call sources,) | xargs grep -lE '^#!/bin/(ba)?sh')
-	@MYPYPATH=tests/vm mypy --strict --cache-dir $(BUILD)/mypy tests/vm/run $$($(call sources,'*.py'))
-	@codespell -L filp,fro,inout,nd $$($(call sources,))
+check: setup ## run the static checks; none may find anything
+	@$(PYTHON) tests/vm/checks.py
 
 .PHONY: clean
 clean: ## remove what was built

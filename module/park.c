@@ -78,6 +78,7 @@ static void notice_release(struct kref *refs)
 {
 	struct notice *notice = container_of(refs, struct notice, refs);
 
+	/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the analyzer does not count references */
 	kref_put(&notice->park->refs, park_release);
 	put_task_struct(notice->task);
 	kfree(notice);

@@ -447,8 +447,7 @@ static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
 				segment->before = olds->places[olds->next].index;
 			if (sweep_covers(new, gfn))
 				segment->after = news->places[news->next].index;
-			segment->kept = segment->before != PLAN_NONE &&
-					segment->after != PLAN_NONE &&
+			segment->kept = sweep_covers(old, gfn) && sweep_covers(new, gfn) &&
 					hva_of(old, gfn) == hva_of(new, gfn);
 			plan->segments++;
 		}
@@ -494,12 +493,16 @@ static bool huge_page_spans(const struct plan_region *old, u64 gfn)
 
 static void add_zap(struct plan *plan, u32 address_space, u64 gfn, u64 npages)
 {
-	struct plan_zap *last = plan->zaps ? &plan->zap[plan->zaps - 1] : NULL;
+	struct plan_zap *last;
 
-	if (last && last->address_space == address_space && last->gfn + last->npages == gfn)
-		last->npages += npages;
-	else
-		plan->zap[plan->zaps++] = (struct plan_zap){ address_space, gfn, npages };
+	if (plan->zaps) {
+		last = &plan->zap[plan->zaps - 1];
+		if (last->address_space == address_space && last->gfn + last->npages == gfn) {
+			last->npages += npages;
+			return;
+		}
+	}
+	plan->zap[plan->zaps++] = (struct plan_zap){ address_space, gfn, npages };
 }
 
 /* Sums the segments up and decides what to zap. */

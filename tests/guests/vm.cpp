@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "vm.hpp"
 
+#include <csignal>
 #include <cstring>
 #include <pthread.h>
-#include <signal.h>
 #include <stdexcept>
 #include <sys/mman.h>
 

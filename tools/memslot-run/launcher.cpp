@@ -131,7 +131,7 @@ fs::path find_command(const std::string &name)
 	for (;;) {
 		const auto colon = left.find(':');
 		const fs::path directory = left.substr(0, colon);
-		const fs::path candidate = (directory.empty() ? "." : directory) / name;
+		fs::path candidate = (directory.empty() ? "." : directory) / name;
 
 		if (access(candidate.c_str(), X_OK) == 0 && fs::is_regular_file(candidate))
 			return candidate;
@@ -177,7 +177,8 @@ void check_command(const fs::path &file)
 	for (unsigned i = 0; i < header.e_phnum; i++) {
 		Elf64_Phdr segment{};
 
-		in.seekg(static_cast<std::streamoff>(header.e_phoff + i * header.e_phentsize));
+		in.seekg(static_cast<std::streamoff>(header.e_phoff +
+						     Elf64_Off{i} * header.e_phentsize));
 		in.read(reinterpret_cast<char *>(&segment), sizeof(segment));
 		if (!in)
 			refuse("truncated ELF file");
@@ -190,7 +191,7 @@ void check_command(const fs::path &file)
 		in.read(linker.data(), static_cast<std::streamsize>(linker.size()));
 		if (linker.find("ld-linux") == std::string::npos)
 			refuse("linked with another C library than glibc (" +
-			       std::string(linker.c_str()) + ")");
+			       linker.substr(0, linker.find('\0')) + ")");
 		return;
 	}
 	refuse("statically linked: nothing can be preloaded into it; use a dynamically linked "

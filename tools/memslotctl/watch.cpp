@@ -160,6 +160,7 @@ public:
 	/* Prints what there is; false if nobody reads it any more. */
 	bool drain(int fd)
 	{
+		/* NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init): read() fills it */
 		std::array<char, 65536> buffer;
 
 		for (ssize_t got; (got = ::read(fd, buffer.data(), buffer.size())) > 0;) {

@@ -87,8 +87,8 @@ void last_dirty_bitmaps()
 {
 	static_assert(memslot::dirty_bitmap_words(0) == 0);
 	static_assert(memslot::dirty_bitmap_words(0x1000) == 1);
-	static_assert(memslot::dirty_bitmap_words(64 * 0x1000) == 1);
-	static_assert(memslot::dirty_bitmap_words(65 * 0x1000) == 2);
+	static_assert(memslot::dirty_bitmap_words(64 * 0x1000ULL) == 1);
+	static_assert(memslot::dirty_bitmap_words(65 * 0x1000ULL) == 2);
 	static_assert(memslot::dirty_bitmap_words(((1ULL << 31) - 1) << 12) == 1U << 25);
 
 	memslot::batch batch;
@@ -123,7 +123,7 @@ void clear_and_reserve()
 
 	const memslot_entry *before = batch.entries().data();
 	for (std::uint32_t slot = 100; slot-- > 1;)
-		batch.set(at(slot, slot * 0x10000));
+		batch.set(at(slot, slot * 0x10000ULL));
 	expect(batch.entries().data() == before);
 	expect(batch.size() == 100);
 
@@ -247,6 +247,7 @@ void devices()
 	expect(wrong.has_value());
 	const int fd = wrong->fd();
 	memslot::device moved = std::move(wrong).value();
+	/* NOLINTNEXTLINE(bugprone-use-after-move): nothing may be left to close twice */
 	expect(moved.fd() == fd && wrong->fd() == -1);
 	const auto info = moved.try_info();
 	expect(!info && info.error().errnum == ENOTTY);

@@ -73,7 +73,7 @@ struct fake_vm {
 				.address_space = address_space,
 				.flags = flags,
 				.reserved = 0,
-				.guest_phys_addr = n * 4 * page,
+				.guest_phys_addr = n * 4ULL * page,
 				.memory_size = 2 * page,
 				.userspace_addr = 0x7f0000000000 + n * page,
 				.dirty_bitmap = 0,

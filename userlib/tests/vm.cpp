@@ -177,7 +177,7 @@ void query_many()
 	for (std::uint32_t slot = 0; slot < 600; slot++) {
 		memslot::region one = host.at(slot, 0, 1);
 
-		one.guest_phys_addr = (600 - slot) * 2 * page;
+		one.guest_phys_addr = (600 - slot) * 2ULL * page;
 		batch.set(one);
 	}
 	dev.commit(batch);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <iostream>
-#include <source_location>
 #include <string_view>
 
 namespace test {
@@ -13,20 +12,20 @@ inline int failures;
 
 template <typename Got, typename Wanted>
 void same(const Got &got, const Wanted &wanted, std::string_view what,
-	  std::source_location where = std::source_location::current())
+	  const char *file = __builtin_FILE(), int line = __builtin_LINE())
 {
 	checks++;
 	if (got == wanted)
 		return;
 	failures++;
-	std::cerr << where.file_name() << ':' << where.line() << ": " << what << ": got " << got
-		  << ", wanted " << wanted << '\n';
+	std::cerr << file << ':' << line << ": " << what << ": got " << got << ", wanted " << wanted
+		  << '\n';
 }
 
-inline void holds(bool is, std::string_view what,
-		  std::source_location where = std::source_location::current())
+inline void holds(bool is, std::string_view what, const char *file = __builtin_FILE(),
+		  int line = __builtin_LINE())
 {
-	same(is, true, what, where);
+	same(is, true, what, file, line);
 }
 
 /** Sums up; returns the exit status. */

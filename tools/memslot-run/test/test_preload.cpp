@@ -266,8 +266,8 @@ void test_moments()
 		 [](guest &g) { mprotect(g.host(8), page, PROT_READ | PROT_WRITE); }, true, true},
 		{"mmap(MAP_FIXED) below it",
 		 [](guest &g) {
-			 mmap(g.host(8), page, PROT_READ | PROT_WRITE,
-			      MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			 static_cast<void>(mmap(g.host(8), page, PROT_READ | PROT_WRITE,
+						MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 		 },
 		 true, true},
 		{"mmap elsewhere",
@@ -610,7 +610,7 @@ void test_fork()
 	guest::commit();
 	holds(g.committed(), "the parent goes on");
 
-	/* A vfork() child runs in our memory */
+	/* NOLINTBEGIN(*vfork,*Vfork): a vfork() child runs in our memory */
 	const pid_t sharing = vfork();
 
 	if (!sharing) {
@@ -618,6 +618,7 @@ void test_fork()
 		close(own);
 		_exit(0);
 	}
+	/* NOLINTEND(*vfork,*Vfork) */
 	waitpid(sharing, &status, 0);
 	g.undo();
 	g.change();

@@ -95,7 +95,7 @@ void svg_picture()
 	std::vector<memslot::slot_info> many;
 
 	for (std::uint32_t i = 0; i < 600; i++)
-		many.push_back(at(i, i * 0x3000ULL, 0x1000ULL + i % 2 * 0x1000));
+		many.push_back(at(i, i * 0x3000ULL, 0x1000ULL + i % 2 * 0x1000ULL));
 
 	const std::vector<memslot::slot_info> one{at(9, 0x8000, 0x4000)};
 	const std::vector<subject> subjects{
