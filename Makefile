@@ -3,22 +3,30 @@
 
 include versions.mk
 
+VERSION := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"$$/\1/p' dkms.conf)
 KERNEL ?= $(KERNEL_MIN)
 # Kernels that are tested in full, and those that are tested in brief.
 KERNELS ?= $(KERNEL_MIN)
 BRIEF_KERNELS ?= $(filter-out $(KERNELS),6.1 6.12 7.3)
 PYTEST_ARGS ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
+INSTALL ?= install
 PYTHON := /usr/bin/python3
 BUILD := $(CURDIR)/build
 
-export BUILD
+export BUILD PREFIX DESTDIR INSTALL
+
+# The directories of the tools.
+tools := $(patsubst %/Makefile,%,$(wildcard tools/*/Makefile))
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## show this list
 	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, BATCHES, FUZZ_SECONDS, SOAK, CALLS, SEED;"
-	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\"):"
+	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\";"
+	@echo "for install: PREFIX=$(PREFIX), DESTDIR):"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 .PHONY: setup
@@ -53,9 +61,8 @@ $(BUILD)/include/linux/memslot.h: uapi/linux/memslot.h
 	@install -D -m 644 $< $@
 
 .PHONY: tools
-tools: setup include ## build memslot-run and memslotctl
-	@$(MAKE) --no-print-directory -C tools/memslot-run
-	@$(MAKE) --no-print-directory -C tools/memslotctl
+tools: setup include ## build the tools
+	@set -e; for tool in $(tools); do $(MAKE) --no-print-directory -C $$tool; done
 
 .PHONY: guests
 guests: setup include ## build the guests that the tests run
@@ -116,6 +123,47 @@ fuzz: setup ## let a fuzzer compare plan.c with its model for FUZZ_SECONDS
 .PHONY: check
 check: setup ## run the static checks; none may find anything
 	@$(PYTHON) tests/vm/checks.py
+
+# DKMS looks into /usr/src only, whatever the PREFIX.
+dkms_source := $(DESTDIR)/usr/src/memslot-$(VERSION)
+udev_rules := $(DESTDIR)$(PREFIX)/lib/udev/rules.d/60-memslot.rules
+modules_load := $(DESTDIR)$(PREFIX)/lib/modules-load.d/memslot.conf
+man4 := $(DESTDIR)$(PREFIX)/share/man/man4
+
+.PHONY: install
+install: install-dkms install-dev install-tools ## install everything; then: dkms install memslot/$(VERSION)
+
+.PHONY: install-dkms
+install-dkms:
+	find dkms.conf versions.mk module uapi -type f \
+		\( -name '*.[chS]' -o -name '*.mk' -o -name Kbuild -o -name dkms.conf \) ! -name '*.mod.c' \
+		-exec $(INSTALL) -D -m 644 '{}' '$(dkms_source)/{}' ';'
+	$(INSTALL) -D -m 644 system/60-memslot.rules '$(udev_rules)'
+	$(INSTALL) -D -m 644 system/memslot.conf '$(modules_load)'
+
+.PHONY: install-dev
+install-dev:
+	$(MAKE) -C userlib install
+	for page in uapi/man/*.4; do $(INSTALL) -D -m 644 $$page '$(man4)'/$${page##*/}; done
+
+.PHONY: install-tools
+install-tools:
+	set -e; for tool in $(tools); do $(MAKE) -C $$tool install; done
+
+.PHONY: uninstall
+uninstall: ## remove what install installed
+	@if [ -e '$(DESTDIR)/var/lib/dkms/memslot/$(VERSION)' ]; then \
+		echo 'DKMS still has the module; first run: dkms remove memslot/$(VERSION) --all' >&2; \
+		exit 1; \
+	fi
+	set -e; for part in userlib $(tools); do $(MAKE) -C $$part uninstall; done
+	cd uapi/man && for page in *.4; do rm -f '$(man4)'/$$page; done
+	rm -f '$(udev_rules)' '$(modules_load)'
+	rm -rf '$(dkms_source)'
+
+.PHONY: packages
+packages: setup ## build the Debian packages, in a Debian 12 root, into build/packages
+	@$(PYTHON) tests/vm/roots.py packages
 
 .PHONY: clean
 clean: ## remove what was built

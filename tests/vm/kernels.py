@@ -102,7 +102,7 @@ def setup_host() -> None:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -122,7 +122,7 @@ def _apt_options(suite: str) -> list[str]:
     (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (own / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     sources = own / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {_mirror()} {suite} main\n")
+    sources.write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
     settings = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "-",
@@ -135,15 +135,15 @@ def _apt_options(suite: str) -> list[str]:
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
-def _mirror() -> str:
-    """Where the machine's own apt gets Debian from."""
-    only = ["Created-By: Packages", f"Release: {HOST_SUITE}", "Component: main"]
+def mirror(suite: str = HOST_SUITE) -> str:
+    """Where the machine's own apt gets a suite of Debian from."""
+    only = ["Created-By: Packages", f"Release: {suite}", "Component: main"]
 
     def find() -> str:
         # says nothing without package lists
         addresses = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *only]).split()
         if not addresses:
-            raise KernelError(f"apt has no source of Debian {HOST_SUITE}; is this Debian 12?")
+            raise KernelError(f"apt has no source of Debian {suite}; is this Debian 12?")
         return addresses[0]
 
     return _Apt(Source()).with_update(find)
@@ -318,7 +318,7 @@ def kernel(version: str) -> Kernel:
     target = CACHE / "kernels" / version
     built = KERNELS[version].built_from
     # who builds, does so for minutes: nobody waits for that who wants another kernel
-    with _locked(target if built else target.parent):
+    with locked(target if built else target.parent):
         if not _is_cached(version, target):
             (_build_kernel if built else _unpack_kernel)(version, target)
     return Kernel(version, (target / "release").read_text().strip(), target)
@@ -327,14 +327,14 @@ def kernel(version: str) -> Kernel:
 def _root(suite: str) -> Path:
     """A root of another Debian from the cache, to build in; made first where it is missing."""
     target = CACHE / "roots" / suite
-    with _locked(target.parent):
+    with locked(target.parent):
         if not target.exists():
             setup_host()
             progress(f"making a root of Debian {suite} in {target.relative_to(PROJECT)}")
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{suite}-") as directory:
                 root = Path(directory) / "root"
                 options = ["--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}", f"--keyring={KEYRING}"]
-                _output(["debootstrap", *options, suite, str(root), _mirror()])
+                _output(["debootstrap", *options, suite, str(root), mirror()])
                 for archive in (root / "var/cache/apt/archives").glob("*.deb"):
                     archive.unlink()
                 root.rename(target)
@@ -394,7 +394,7 @@ def linux_source(version: str, paths: Sequence[str] = SOURCE_PATHS) -> Path:
     """The kernel's sources from the cache, as far as asked; downloads them first where they are missing."""
     version = KERNELS[version].built_from or version
     target = CACHE / "linux-source" / version
-    with _locked(target.parent):
+    with locked(target.parent):
         missing = [path for path in paths if not (target / path).exists()]
         if missing:
             _unpack_source(version, target, missing)

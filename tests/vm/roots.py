@@ -1,0 +1,186 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Debian 12 roots in the project's cache, and throw-away copies of them to build and try packages in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from checks import BUILD, Tree
+from kernels import CACHE, HOST_SUITE, PROJECT, KernelError, locked, mirror, progress, setup_host
+
+APT_SETTINGS = """\
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+"""
+
+# What the packages are built and judged with; their versions are what the clean root's package lists know, too.
+TOOLS = ("build-essential", "debhelper", "dh-dkms", "dkms", "lintian", "openssl", "pkg-config", "udev")
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
+
+# Runs a command in a root ($1), which the words up to "--" are made from: an overlay's layers, or nothing; then the
+# directories that are what they are here, for reading.  All mounts and processes are gone when the command ends.
+ENTER = """
+set -e
+root=$1 overlay=$2
+shift 2
+[ -z "$overlay" ] || mount -t overlay -o "$overlay" overlay "$root"
+mount -t proc proc "$root/proc"
+for directory; do
+	shift
+	[ "$directory" != -- ] || break
+	mkdir -p "$root$directory"
+	mount --bind "$directory" "$root$directory"
+	mount -o remount,bind,ro "$root$directory"
+done
+exec chroot "$root" "$@"
+"""
+
+
+def _output(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise KernelError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout.strip()}")
+    return done.stdout
+
+
+def _run(root: Path, *command: str, overlay: str = "", shared: Sequence[Path] = ()) -> str:
+    if os.geteuid():
+        raise KernelError("only root can enter another root")
+    unshare = ["unshare", "--mount", "--pid", "--kill-child", "--propagation", "private"]
+    directories = [str(path) for path in shared]
+    return _output([*unshare, "/bin/sh", "-c", ENTER, "sh", str(root), overlay, *directories, "--", *command])
+
+
+class Root:
+    """A copy of a Debian root that ends with the program's next use of its name: an overlay in build/roots."""
+
+    def __init__(self, base: Path, name: str) -> None:
+        self.base = base
+        self.directory = BUILD / "roots" / name
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for part in ("upper", "work", "root"):
+            (self.directory / part).mkdir(parents=True)
+
+    @property
+    def written(self) -> Path:
+        """Where the host, and the test VM, find what was written."""
+        return self.directory / "upper"
+
+    def run(self, *command: str, shared: Sequence[Path] = ()) -> str:
+        """What a command in it prints; KernelError if it fails."""
+        layers = f"lowerdir={self.base},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        return _run(self.directory / "root", *command, overlay=layers, shared=shared)
+
+    def shell(self, script: str, shared: Sequence[Path] = ()) -> str:
+        """The same for a script, which ends at its first failure."""
+        return self.run("/bin/bash", "-euo", "pipefail", "-c", script, shared=shared)
+
+    def install(self, *packages: str) -> None:
+        """Installs packages, by name or by file."""
+        _apt_install(self.run, packages)
+
+
+def _apt_install(run: Callable[..., str], packages: Sequence[str]) -> None:
+    command = ["apt-get", "-qq", "-y", "install", *packages]
+    try:
+        run(*command)
+    except KernelError:
+        # the package lists may be older than what the mirror has
+        run("apt-get", "-qq", "update")
+        run(*command)
+
+
+def _make_clean(root: Path) -> None:
+    setup_host()
+    _output(["debootstrap", "--variant=minbase", HOST_SUITE, str(root), mirror()])
+    security = mirror(f"{HOST_SUITE}-security")
+    sources = [f"deb {mirror()} {HOST_SUITE} main", f"deb {security} {HOST_SUITE}-security main"]
+    (root / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
+    (root / "etc/apt/apt.conf.d/90memslot").write_text(APT_SETTINGS)
+    (root / "etc/dpkg/dpkg.cfg.d/90memslot").write_text("force-unsafe-io\n")
+    # nothing is started in a root
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    _run(root, "apt-get", "-qq", "update")
+    _run(root, "apt-get", "clean")
+
+
+def _cached(name: str, wanted: str, make: Callable[[Path], None]) -> Path:
+    """A root of the cache; made where it is missing, or was made for something else."""
+    target = CACHE / "roots" / name
+    stamp = target / "etc" / "memslot-root"
+    with locked(target.parent):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            progress(f"making {target.relative_to(PROJECT)}, a root of Debian 12")
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as directory:
+                root = Path(directory) / "root"
+                make(root)
+                (root / "etc" / "memslot-root").write_text(wanted)
+                shutil.rmtree(target, ignore_errors=True)
+                root.rename(target)
+    return target
+
+
+def clean() -> Path:
+    """Debian 12 with as little as there can be."""
+    return _cached("bookworm", APT_SETTINGS, _make_clean)
+
+
+def tools() -> Path:
+    """Debian 12 with TOOLS; the packages they came in are still there."""
+    base = clean()
+
+    def make(root: Path) -> None:
+        _output(["cp", "-a", str(base), str(root)])
+        _apt_install(lambda *command: _run(root, *command), TOOLS)
+
+    return _cached("bookworm-tools", APT_SETTINGS + " ".join(TOOLS), make)
+
+
+def build_packages(root: Root) -> list[Path]:
+    """The Debian packages of the project, built in a copy of tools()."""
+    for name in Tree().names:
+        copy = root.written / "build" / "memslot" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, copy)
+    root.shell("cd /build/memslot && dpkg-buildpackage --build=binary --no-sign")
+    return sorted((root.written / "build").glob("*.deb"))
+
+
+def main() -> int:
+    """Builds the packages, for make."""
+    if sys.argv[1:] != ["packages"]:
+        print("usage: roots.py packages", file=sys.stderr)
+        return 2
+    try:
+        built = build_packages(Root(tools(), "packages"))
+    except KernelError as error:
+        print(f"roots.py: {error}", file=sys.stderr)
+        return 1
+    target = BUILD / "packages"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for package in built:
+        print(shutil.copy(package, target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
