@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Entries that are refused: the errno, the index, the reason, and that nothing changed. */
+#include <sys/param.h>
+
 #include "harness.h"
 
 #define WINDOW_PAGES 64
@@ -572,7 +574,8 @@ TEST_F(entries, entry_size_larger_with_zeros)
 		memset(self->room, 0, self->room_end - self->room);
 		for (n = 0; n < ARRAY_SIZE(entries); n++) {
 			entries[n] = vm_region(&self->vm, 3 + n, FREE + n * 8 + i, 4, 4 * n + i);
-			memcpy(array + n * sizes[i], &entries[n], sizeof(entries[n]));
+			memcpy(array + n * sizes[i], &entries[n],
+			       MIN(sizes[i], sizeof(entries[n])));
 		}
 		if (i & 1) {
 			ASSERT_EQ(0, commit_array(self, array, 3, sizes[i], &commit));
