@@ -85,9 +85,9 @@ def churn(programs: Path, run_in_vm: Run) -> Callable[..., Report]:
 
 
 @pytest.fixture(scope="module")
-def shadowing_vm(request: pytest.FixtureRequest) -> Iterator[VM]:
+def shadowing_vm(kernel_version: str) -> Iterator[VM]:
     """A VM whose KVM has no nested paging."""
-    with VM(request.config.getoption("--kernel"), module=True, kvm_amd="npt=0") as machine:
+    with VM(kernel_version, module=True, kvm_amd="npt=0") as machine:
         yield machine
 
 
@@ -100,6 +100,18 @@ def shadowed_churn(programs: Path, shadowing_vm: VM) -> Iterator[Callable[..., R
 
     with watched(shadowing_vm):
         yield churning(programs, run)
+
+
+# A fault that found no slot meets there what another vCPU has mapped since (tdp_mmu.c), without the module, too;
+# and a warning ends the VM.
+KVM_WARNS_IN_HOLES = {"7.3"}
+
+
+@pytest.fixture
+def holes_are_survived(kernel_version: str) -> None:
+    """Skips what makes KVM itself warn."""
+    if kernel_version in KVM_WARNS_IN_HOLES:
+        pytest.skip(f"KVM of {kernel_version} itself warns when slots come while vCPUs look at their holes")
 
 
 def assert_truth(report: Report, emulator_may_fail: int = 0) -> None:
@@ -172,6 +184,7 @@ def test_guests_in_guests(churn: Callable[..., Report], tables: str, vcpus: int)
         assert report["interrupted"] == 0
 
 
+@pytest.mark.usefixtures("holes_are_survived")
 def test_guests_in_guests_would_tell(churn: Callable[..., Report]) -> None:
     report = churn("one-by-one", "all", 4, "--nested", "own", transactions=TRANSACTIONS_OF_EACH)
     assert report["holes"] > 0
@@ -221,6 +234,7 @@ def test_soak(churn: Callable[..., Report], vm: VM, pytestconfig: pytest.Config)
     assert not vm.find_leaks()
 
 
+@pytest.mark.usefixtures("holes_are_survived")
 def test_one_by_one_has_holes(churn: Callable[..., Report]) -> None:
     report = churn("one-by-one", "all", 8, transactions=TRANSACTIONS_OF_EACH)
     # A read in a hole becomes MMIO, a fetch becomes an internal error

@@ -103,9 +103,9 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machines(request: pytest.FixtureRequest, session_vm: VM) -> Iterator[dict[str, Machine]]:
+def machines(kernel_version: str, session_vm: VM) -> Iterator[dict[str, Machine]]:
     """By parameters of kvm_amd."""
-    with VM(request.config.getoption("--kernel"), module=True, kvm_amd="npt=0") as shadowed:
+    with VM(kernel_version, module=True, kvm_amd="npt=0") as shadowed:
         yield {"": Machine(session_vm), "npt=0": Machine(shadowed)}
 
 
