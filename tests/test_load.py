@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Loading: what the module does not find in KVM, it names, and then it does not load."""
+"""Loading: what the module does not find in KVM, it names, and then it does not load.  Unloading: all is gone."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from building import make_module
 from runner import VM, Outcome
 
-BUILD = Path(os.environ.get("BUILD", Path(__file__).resolve().parent.parent / "build"))
+PROJECT = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("BUILD", PROJECT / "build"))
 
 # A function and a variable that are nowhere under the names that they get.
 HIDDEN = {"kvm_arch_free_memslot": "kvm_arch_free_hidden", "kvm_cpu_caps": "kvm_cpu_hidden"}
@@ -50,3 +52,21 @@ def test_hidden_symbols_are_named(directory: Path, kernel_version: str) -> None:
         assert sorted(said) == sorted(f"cannot find {hidden} in this kernel" for hidden in HIDDEN.values())
         left = vm.run("/bin/sh", "-c", "! grep -w memslot /proc/modules && ! test -e /dev/memslot")
         assert left.outcome is Outcome.OK, left.report()
+
+
+def test_unloading_leaves_nothing(kernel_version: str) -> None:
+    """Neither for people to see nor, where the kernel has kmemleak, lost in its memory."""
+    subprocess.run(["make", "--silent", "-C", PROJECT / "tests/guests", f"BUILD={BUILD}"], check=True)
+    churn = [str(BUILD / "guests/churn"), "--vcpus", "2", "--transactions", "8"]
+    with VM(kernel_version, module=True) as vm:
+        vm.find_leaks()
+        for commands in ([churn, ["rmmod", "memslot"]], [[*churn, "--park"], ["rmmod", "memslot"]]):
+            for command in commands:
+                result = vm.run(*command)
+                assert result.outcome is Outcome.OK and result.complaints == [], result.report()
+            left = vm.run("/bin/sh", "-c", "! grep -w memslot /proc/modules /proc/kallsyms && ! test -e /dev/memslot")
+            assert left.outcome is Outcome.OK, left.report()
+            loaded = vm.run("insmod", vm.module_path)
+            assert loaded.outcome is Outcome.OK and loaded.complaints == [], loaded.report()
+        assert vm.run("rmmod", "memslot").outcome is Outcome.OK
+        assert not vm.find_leaks()
