@@ -250,22 +250,38 @@ void caller::spoil(memslot_entry &entry)
 	}
 }
 
+memslot_entry caller::move_to_lane(memslot_entry entry, std::uint32_t slot)
+{
+	const std::uint64_t lanes = (slot - std::uint64_t{entry.slot}) * lane * page_size;
+
+	if (entry.slot >= slots || entry.memory_size > lane * page_size)
+		return entry;
+	entry.slot = slot;
+	if (entry.memory_size)
+		entry.guest_phys_addr += lanes;
+	return entry;
+}
+
 /* An array of entries, in its place; returns its address. */
 std::uint64_t caller::entries(std::uint32_t &count, std::uint32_t &size)
 {
 	count = static_cast<std::uint32_t>(chance_.percent(90) ? chance_.below(6)
 							       : chance_.below(24));
-	if (!chance_.below(2000))
+	if (!chance_.below(8000))
 		count = chance_.of({1000U, 16384U});
 	size = chance_.percent(93) ? entry_size
 				   : chance_.of({entry_size - 8, entry_size + 8, 64U, 128U, 4096U});
 
 	std::vector<std::byte> array(static_cast<std::size_t>(count) * size);
+	const bool distinct = chance_.percent(80);
+	const auto first = static_cast<std::uint32_t>(chance_.below(slots));
 	for (std::uint32_t i = 0; i < count; i++) {
 		memslot_entry one = entry();
 
-		if (count > 24) /* so many that the usual ids do not suffice */
+		if (count > slots) /* so many that the usual ids do not suffice */
 			one.slot = i;
+		else if (distinct) /* the usual lanes, another one each */
+			one = move_to_lane(one, (first + i) % slots);
 		std::memcpy(array.data() + i * size, &one,
 			    std::min<std::size_t>(size, sizeof(one)));
 	}
@@ -445,7 +461,7 @@ void caller::change_files()
 	std::atomic<int> &place = chance_.of(world_.devices);
 	int fd = -1;
 
-	switch (chance_.below(10)) {
+	switch (chance_.below(20)) {
 	case 0:
 		break;
 	case 1:

@@ -52,6 +52,7 @@ private:
 	std::uint32_t size_of(std::uint32_t size);
 	memslot_entry entry();
 	void spoil(memslot_entry &entry);
+	static memslot_entry move_to_lane(memslot_entry entry, std::uint32_t slot);
 	std::uint64_t entries(std::uint32_t &count, std::uint32_t &entry_size);
 	int device();
 	guest &any_guest();

@@ -21,7 +21,8 @@ asm(R"(
 	.code32
 	.globl fuzz_guest_start, fuzz_guest_end
 fuzz_guest_start:
-	mov	%esi, %ebp
+	push	%edi
+2:	mov	%esi, %ebp
 	mov	%ecx, %edx
 1:	mov	(%ebp), %eax
 	incl	8(%ebp)
@@ -30,6 +31,10 @@ fuzz_guest_start:
 	add	$4096, %ebp
 	dec	%edx
 	jnz	1b
+	dec	%edi
+	jnz	2b
+	pop	%edi
+	hlt
 	jmp	fuzz_guest_start
 fuzz_guest_end:
 	.code64
@@ -42,6 +47,7 @@ namespace fuzz {
 
 namespace {
 
+constexpr std::uint32_t guest_slot = 500;
 constexpr std::uint64_t guest_size = 16 * page_size;
 constexpr std::uint64_t code_at = 0x1000;
 constexpr std::uint64_t stacks_at = 0x8000;
@@ -93,13 +99,7 @@ guest::guest(const arena &arena, chance &chance, tally &tally)
 	memory_ = static_cast<std::byte *>(memory);
 	std::memcpy(memory_ + code_at, fuzz_guest_start,
 		    static_cast<std::size_t>(fuzz_guest_end - fuzz_guest_start));
-	kvm_userspace_memory_region region{};
-	region.slot = guest_slot;
-	region.memory_size = guest_size;
-	region.userspace_addr = reinterpret_cast<std::uint64_t>(memory_);
-	check(!ioctl(fd_, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
-	region.slot |= 1U << 16;
-	check(!ioctl(fd_, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+	check(set_own_slots(), "KVM_SET_USER_MEMORY_REGION");
 
 	for (std::uint64_t page = 0; page < arena::pool_pages; page += 1 + chance.below(3))
 		*reinterpret_cast<std::uint8_t *>(arena.pool(page) + 16) = 0xc3; /* RET */
@@ -145,9 +145,8 @@ guest::~guest()
 
 void guest::close_vm()
 {
-	if (fd_ >= 0)
-		close(fd_);
-	fd_ = -1;
+	if (const int fd = fd_.exchange(-1); fd >= 0)
+		close(fd);
 }
 
 void guest::stop()
@@ -162,21 +161,38 @@ void guest::stop()
 	threads_.clear();
 }
 
+/* The memory that the vCPUs need to run at all, in both address spaces */
+bool guest::set_own_slots() const
+{
+	kvm_userspace_memory_region region{};
+
+	region.slot = guest_slot;
+	region.memory_size = guest_size;
+	region.userspace_addr = reinterpret_cast<std::uint64_t>(memory_);
+	if (ioctl(fd_, KVM_SET_USER_MEMORY_REGION, &region))
+		return false;
+	region.slot |= 1U << 16;
+	return !ioctl(fd_, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
 bool guest::reset(unsigned int i, chance &chance) const
 {
 	kvm_sregs sregs;
 	kvm_regs regs{};
 	kvm_mp_state state{.mp_state = KVM_MP_STATE_RUNNABLE};
 
+	/* A commit may have replaced all slots. */
+	set_own_slots();
 	if (ioctl(vcpu_[i], KVM_GET_SREGS, &sregs))
 		return false;
 	sregs.cs = flat(11, 0x08);
 	sregs.ds = sregs.es = sregs.ss = flat(3, 0x10);
 	sregs.cr0 |= 1;
 	regs.rip = code_at;
-	regs.rsp = stacks_at + i * 0x400;
+	regs.rsp = stacks_at + (i + 1) * 0x400;
 	regs.rsi = window + chance.below(window_pages) * page_size;
 	regs.rcx = 1 + chance.below(32);
+	regs.rdi = 1 + chance.below(500);
 	regs.rflags = 2;
 	ioctl(vcpu_[i], KVM_SET_MP_STATE, &state);
 	if (ioctl(vcpu_[i], KVM_SET_SREGS, &sregs) || ioctl(vcpu_[i], KVM_SET_REGS, &regs))
@@ -208,6 +224,9 @@ void guest::run(unsigned int i, chance chance)
 		} else if (run->exit_reason == KVM_EXIT_MMIO) {
 			/* a hole: on with whatever was read, but not for ever */
 			alive = chance.percent(90);
+		} else if (run->exit_reason == KVM_EXIT_HLT) {
+			/* the callers want a processor, too */
+			std::this_thread::sleep_for(std::chrono::milliseconds(chance.below(5)));
 		} else {
 			alive = false;
 		}

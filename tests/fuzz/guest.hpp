@@ -16,7 +16,6 @@ namespace fuzz {
 inline constexpr std::uint64_t window = 16 << 20;
 inline constexpr std::uint64_t window_pages = 256;
 
-inline constexpr std::uint32_t guest_slot = 500;
 inline constexpr unsigned int most_vcpus = 4;
 
 /*
@@ -52,11 +51,12 @@ public:
 
 private:
 	void run(unsigned int i, chance chance);
+	bool set_own_slots() const;
 	bool reset(unsigned int i, chance &chance) const;
 
 	std::byte *memory_;
 	std::size_t run_size_ = 0;
-	int fd_ = -1;
+	std::atomic<int> fd_{-1};
 	unsigned int vcpus_ = 0;
 	std::array<int, most_vcpus> vcpu_{};
 	std::array<void *, most_vcpus> run_{};
