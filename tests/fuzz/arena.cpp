@@ -86,7 +86,8 @@ arena::arena(std::uint64_t seed, unsigned int threads)
 	range.range.len = mib;
 	range.mode = UFFDIO_REGISTER_MODE_MISSING;
 	check(!ioctl(userfault_, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
-	server_ = std::jthread([this, seed](std::stop_token stopped) { serve(seed, stopped); });
+	server_ = std::jthread(
+		[this, seed](const std::stop_token &stopped) { serve(seed, stopped); });
 }
 
 arena::~arena()
@@ -228,21 +229,22 @@ void arena::disturb(chance &chance) const
 		madvise(base_ + slow_at, mib, MADV_DONTNEED);
 		break;
 	case 5: /* other pages, at once */
-		mmap(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-		     -1, 0);
+		check(mmap(memory, size, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
+		      "mmap of the pool");
 		break;
 	}
 }
 
 /* Answers userfaults, now and then after longer than a commit is willing to park vCPUs. */
-void arena::serve(std::uint64_t seed, std::stop_token stopped) const
+void arena::serve(std::uint64_t seed, const std::stop_token &stopped) const
 {
 	using namespace std::chrono_literals;
 	chance chance(seed);
 
 	while (!stopped.stop_requested()) {
 		pollfd ready{.fd = userfault_, .events = POLLIN, .revents = 0};
-		uffd_msg message;
+		uffd_msg message{};
 
 		if (poll(&ready, 1, 20) <= 0 ||
 		    read(userfault_, &message, sizeof(message)) != sizeof(message) ||

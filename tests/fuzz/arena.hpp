@@ -52,7 +52,7 @@ private:
 	std::uint64_t at(std::uint64_t offset) const;
 	std::uint64_t bad(chance &chance) const;
 	std::uint64_t scratch(unsigned int thread) const;
-	void serve(std::uint64_t seed, std::stop_token stopped) const;
+	void serve(std::uint64_t seed, const std::stop_token &stopped) const;
 
 	std::byte *base_;
 	std::byte *readonly_; /* where the memory that can only be read can be written */

@@ -282,7 +282,7 @@ std::uint64_t caller::entries(std::uint32_t &count, std::uint32_t &size)
 			one.slot = i;
 		else if (distinct) /* the usual lanes, another one each */
 			one = move_to_lane(one, (first + i) % slots);
-		std::memcpy(array.data() + i * size, &one,
+		std::memcpy(array.data() + static_cast<std::size_t>(i) * size, &one,
 			    std::min<std::size_t>(size, sizeof(one)));
 	}
 	const std::uint64_t address = world_.memory.argument(chance_, thread_, array.size());
@@ -382,7 +382,7 @@ void caller::query()
 	if (query.address_space > 1 || !chance_.percent(30))
 		return;
 	/* What may be believed */
-	std::array<memslot_entry, 64> now;
+	std::array<memslot_entry, 64> now{};
 	const std::uint32_t as = query.address_space;
 	query = {};
 	query.size = sizeof(query);
@@ -403,7 +403,7 @@ void caller::query()
 
 void caller::unknown()
 {
-	const unsigned long number = chance_.of<unsigned long>(
+	const auto number = chance_.of<unsigned long>(
 		{_IO(MEMSLOT_IOC_TYPE, 6), _IO(MEMSLOT_IOC_TYPE, 255), _IO(0xae, 0),
 		 _IOWR(MEMSLOT_IOC_TYPE, 3, memslot_commit), 0UL, ~0UL});
 	const int fd = device();

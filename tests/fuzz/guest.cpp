@@ -177,7 +177,7 @@ bool guest::set_own_slots() const
 
 bool guest::reset(unsigned int i, chance &chance) const
 {
-	kvm_sregs sregs;
+	kvm_sregs sregs{};
 	kvm_regs regs{};
 	kvm_mp_state state{.mp_state = KVM_MP_STATE_RUNNABLE};
 
@@ -189,7 +189,7 @@ bool guest::reset(unsigned int i, chance &chance) const
 	sregs.ds = sregs.es = sregs.ss = flat(3, 0x10);
 	sregs.cr0 |= 1;
 	regs.rip = code_at;
-	regs.rsp = stacks_at + (i + 1) * 0x400;
+	regs.rsp = stacks_at + (i + 1ULL) * 0x400;
 	regs.rsi = window + chance.below(window_pages) * page_size;
 	regs.rcx = 1 + chance.below(32);
 	regs.rdi = 1 + chance.below(500);
@@ -198,7 +198,7 @@ bool guest::reset(unsigned int i, chance &chance) const
 	if (ioctl(vcpu_[i], KVM_SET_SREGS, &sregs) || ioctl(vcpu_[i], KVM_SET_REGS, &regs))
 		return false;
 	if (i % 2) { /* the other address space */
-		kvm_vcpu_events events;
+		kvm_vcpu_events events{};
 
 		if (ioctl(vcpu_[i], KVM_GET_VCPU_EVENTS, &events))
 			return false;

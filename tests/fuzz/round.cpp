@@ -55,7 +55,7 @@ void run_round(std::uint64_t seed, std::uint64_t calls, tally &tally)
 	std::latch last_steps(1);
 	std::vector<std::jthread> threads;
 	for (unsigned int i = 0; i < callers; i++)
-		threads.emplace_back([&, i, seed = chance.bits()](std::stop_token stopped) {
+		threads.emplace_back([&, i, seed = chance.bits()](const std::stop_token &stopped) {
 			caller caller(world, i, seed);
 			const std::uint64_t steps = calls / callers;
 
