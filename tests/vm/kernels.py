@@ -225,6 +225,12 @@ def _merge_usr(root: Path, release: str) -> None:
     (root / "boot" / f"vmlinuz-{release}").symlink_to(f"../usr/lib/modules/{release}/vmlinuz")
 
 
+def debootstrap(root: Path, suite: str, *options: str) -> None:
+    """Makes a Debian root.  In a mount namespace of its own: debootstrap can leave the root's /proc mounted."""
+    command = ["debootstrap", *options, suite, str(root), mirror()]
+    _output(["unshare", "--mount", "--propagation", "private", *command])
+
+
 def _decompress_kernel(boot: Path, release: str) -> None:
     """Takes vmlinux out of vmlinuz; Documentation/x86/boot.rst has the offsets."""
     image = (boot / f"vmlinuz-{release}").read_bytes()
@@ -333,8 +339,8 @@ def _root(suite: str) -> Path:
             progress(f"making a root of Debian {suite} in {target.relative_to(PROJECT)}")
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{suite}-") as directory:
                 root = Path(directory) / "root"
-                options = ["--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}", f"--keyring={KEYRING}"]
-                _output(["debootstrap", *options, suite, str(root), mirror()])
+                packages = ",".join(ROOT_PACKAGES)
+                debootstrap(root, suite, "--variant=minbase", f"--include={packages}", f"--keyring={KEYRING}")
                 for archive in (root / "var/cache/apt/archives").glob("*.deb"):
                     archive.unlink()
                 root.rename(target)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checks import BUILD, Tree
-from kernels import CACHE, HOST_SUITE, PROJECT, KernelError, locked, mirror, progress, setup_host
+from kernels import CACHE, HOST_SUITE, PROJECT, KernelError, debootstrap, locked, mirror, progress, setup_host
 
 APT_SETTINGS = """\
 APT::Install-Recommends "false";
@@ -108,7 +108,7 @@ def _apt_install(run: Callable[..., str], packages: Sequence[str]) -> None:
 
 def _make_clean(root: Path) -> None:
     setup_host()
-    _output(["debootstrap", "--variant=minbase", HOST_SUITE, str(root), mirror()])
+    debootstrap(root, HOST_SUITE, "--variant=minbase")
     security = mirror(f"{HOST_SUITE}-security")
     sources = [f"deb {mirror()} {HOST_SUITE} main", f"deb {security} {HOST_SUITE}-security main"]
     (root / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
@@ -148,7 +148,7 @@ def tools() -> Path:
     base = clean()
 
     def make(root: Path) -> None:
-        _output(["cp", "-a", str(base), str(root)])
+        _output(["cp", "-ax", str(base), str(root)])
         _apt_install(lambda *command: _run(root, *command), TOOLS)
 
     return _cached("bookworm-tools", APT_SETTINGS + " ".join(TOOLS), make)
