@@ -82,7 +82,8 @@ demo: module tools guests ## show what the module does, in a test VM
 	@$(PYTHON) bench/demo.py
 
 .PHONY: bench
-bench: module guests ## compare parking with pausing in userspace, in a test VM
+bench: module guests ## compare with KVM's own ioctl, and with pausing in userspace
+	@$(PYTHON) bench/one_slot.py
 	@$(PYTHON) bench/parking.py
 
 .PHONY: test
