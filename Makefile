@@ -132,7 +132,7 @@ modules_load := $(DESTDIR)$(PREFIX)/lib/modules-load.d/memslot.conf
 man4 := $(DESTDIR)$(PREFIX)/share/man/man4
 
 .PHONY: install
-install: install-dkms install-dev install-tools ## install everything; then: dkms install memslot/$(VERSION)
+install: install-dkms install-dev install-tools ## install everything; the README says what comes then
 
 .PHONY: install-dkms
 install-dkms:
