@@ -53,7 +53,7 @@ SEEDS = [
     ("mypy", "bench/demo.py", "seeded: int = ''\n", "assignment"),
     ("shellcheck", "tests/vm/setup", "echo $1\n", "SC2086"),
     ("sparse", "module/device.c", MIXES_ADDRESS_SPACES, "different address spaces"),
-    ("sparse", "module/device.c", UNUSED, "Wunused-variable"),
+    ("sparse", "module/device.c", UNUSED, "unused-variable"),
     ("analyzer", "module/device.c", DEREFERENCES, "core.NullDereference"),
     ("analyzer", "module/plan.c", f"#ifndef __KERNEL__\n{DEREFERENCES}#endif\n", "core.NullDereference"),
 ]
