@@ -53,8 +53,9 @@ public:
 			time(paused_batch_, [&] { paused([&] { device_.commit(batch_); }); });
 			device_.commit(back_);
 			time(paused_nothing_, [&] { paused([] {}); });
-			time(paused_one_by_one_,
-			     [&] { paused([&] { guests::change_one_by_one(vm_, *from, *to); }); });
+			time(paused_one_by_one_, [&, from = from, to = to] {
+				paused([&] { guests::change_one_by_one(vm_, *from, *to); });
+			});
 		}
 	}
 

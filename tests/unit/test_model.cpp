@@ -25,7 +25,7 @@ u64 from_environment(const char *name, u64 otherwise)
 std::array<uint8_t, 1024> bytes_of(u64 seed)
 {
 	std::mt19937_64 random(seed);
-	std::array<uint8_t, 1024> bytes;
+	std::array<uint8_t, 1024> bytes{};
 	for (size_t i = 0; i < bytes.size(); i += sizeof(u64)) {
 		u64 value = random();
 		std::memcpy(&bytes[i], &value, sizeof(value));

@@ -459,7 +459,7 @@ plan_layout two_spaces()
 	plan_layout layout;
 	for (u32 as = 0; as < 2; as++)
 		for (u32 id = 1; id <= 3; id++)
-			add(layout, id, 10 * id, 10, 100 * id, 0, as);
+			add(layout, id, u64{10} * id, 10, u64{100} * id, 0, as);
 	add(layout, internal_slot, 100, 1, 900);
 	return layout;
 }
@@ -513,7 +513,7 @@ TEST(ReplaceSpaces, AllSlotsNamedIsTheSameAsWithout)
 {
 	std::vector<memslot_entry> all;
 	for (u32 id = 1; id <= 3; id++)
-		all.push_back(entry(id, 10 * id, 10, 100 * id));
+		all.push_back(entry(id, u64{10} * id, 10, u64{100} * id));
 	built b(two_spaces(), all, rules, 1);
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.plan.changes, 3u);
