@@ -435,7 +435,7 @@ FIXTURE_SETUP(fail_nth)
 
 	self->fail_nth = open(FAIL_NTH, O_RDWR | O_CLOEXEC);
 	if (self->fail_nth < 0)
-		SKIP(return, "this kernel has no " FAIL_NTH ": no fault injection");
+		return; /* the test says so: the harness of 6.1 runs it after a SKIP here */
 	ASSERT_TRUE(allow_failures());
 
 	ASSERT_TRUE(vm_create(&self->vm, SPINNER + 1, 64, POOL_SMALL_PAGES));
@@ -459,6 +459,8 @@ FIXTURE_TEARDOWN(fail_nth)
 {
 	if (self->fail_nth < 0)
 		return;
+	if (self->fail_nth < 0)
+		return;
 	EXPECT_TRUE(spinner_stop(&self->spinner));
 	vm_destroy(&self->vm);
 	close(self->fail_nth);
@@ -470,6 +472,8 @@ TEST_F_TIMEOUT(fail_nth, every_failure_is_whole, 120)
 	bool injected = true;
 	int err;
 
+	if (self->fail_nth < 0)
+		SKIP(return, "this kernel has no " FAIL_NTH ": no fault injection");
 	for (n = 1; injected; n++) {
 		ASSERT_LT(n, MOST_FAILURES);
 		ASSERT_TRUE(prepare(self, variant));
