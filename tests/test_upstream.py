@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import watched
 from kernels import linux_source
-from runner import TCG_THREAD, VM, Outcome, Result
+from runner import VM, Outcome, Result
 
 PROJECT = Path(__file__).resolve().parent.parent
 SOURCES = PROJECT / "tests" / "upstream"
@@ -139,20 +139,13 @@ def skip_unless_it_passes(test: Selftest, result: Result) -> None:
 cases = pytest.mark.parametrize(("parameters", "test"), CASES, ids=lambda value: str(value) or "default")
 
 
-def skip_unless_parallel(test: Selftest) -> None:
-    if test.program == "memslot_perf_test" and TCG_THREAD == "single":
-        pytest.skip("its guest has two seconds to answer, and the VM's processors take turns")
-
-
 @cases
 def test_without_memslot_run(machine: Machine, test: Selftest) -> None:
-    skip_unless_parallel(test)
     skip_unless_it_passes(test, machine.without(test))
 
 
 @cases
 def test_under_memslot_run(machine: Machine, test: Selftest) -> None:
-    skip_unless_parallel(test)
     skip_unless_it_passes(test, machine.without(test))
     result, counted = machine.under_memslot_run(test)
     assert result.outcome is Outcome.OK, result.report()
