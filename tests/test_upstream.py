@@ -98,21 +98,12 @@ class Machine:
     def _command(self, test: Selftest) -> list[str]:
         return [str(BUILD / "upstream" / "kvm" / test.program), *test.options.split()]
 
-    def _run(self, test: Selftest, *command: str) -> Result:
-        """Its guest has two seconds of its own to answer, which a busy machine may take from it: three tries."""
-        tries = 3 if test.program == "memslot_perf_test" else 1
-        for _ in range(tries):
-            result = self.vm.run(*command, timeout=TIMEOUT)
-            if result.outcome is not Outcome.FAILED:
-                break
-        return result
-
     def _without(self, test: Selftest) -> Result:
-        return self._run(test, *self._command(test))
+        return self.vm.run(*self._command(test), timeout=TIMEOUT)
 
     def under_memslot_run(self, test: Selftest) -> tuple[Result, dict[str, int]]:
         script = '"$0" --stats=/tmp/stats -- "$@" >&2; status=$?; cat /tmp/stats; exit $status'
-        result = self._run(test, "/bin/sh", "-c", script, str(MEMSLOT_RUN), *self._command(test))
+        result = self.vm.run("/bin/sh", "-c", script, MEMSLOT_RUN, *self._command(test), timeout=TIMEOUT)
         return result, json.loads(result.stdout) if result.stdout else {}
 
 
