@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from kernels import PROJECT, make_command
+from debian import PROJECT
+from kernels import make_command
 
 SOURCES = PROJECT / "module"
 

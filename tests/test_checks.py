@@ -9,7 +9,7 @@ from pathlib import Path
 import checks
 import pytest
 from checks import CHECKS, Tree
-from kernels import PROJECT
+from debian import PROJECT
 
 DEREFERENCES = """
 int memslot_seeded(int n);

@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import debian
 import kernels
 import pytest
 import roots
 from roots import Root
 from runner import VM, Outcome
 
-PROJECT = kernels.PROJECT
+PROJECT = debian.PROJECT
 VERSION = re.findall(r'^PACKAGE_VERSION="(.*)"$', (PROJECT / "dkms.conf").read_text(), re.M)[0]
 EXAMPLE = PROJECT / "userlib" / "examples" / "replace.cpp"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from kernels import kernel
-from runner import DEFAULT_KERNEL, TCG_THREAD, Cpio, Result, loading_order
+from runner import DEFAULT_KERNEL, Cpio, Result, loading_order
 
 PROJECT = Path(__file__).resolve().parent.parent
 SYSTEM = PROJECT / "tests" / "qemu" / "system.py"
@@ -60,12 +60,11 @@ class System:
         return [*options, *["--smm"] * self.smm, *["--cpu-pm"] * self.cpu_pm]
 
 
-# OVMF is not among them: QEMU 7.2's TCG, which runs the test VM, ends by an assertion of its own
-# (tcg_handle_interrupt: qemu_mutex_iothread_locked) soon after OVMF has started in it.
 DEFAULT = [
     System("q35", "seabios", smm=True, smp=1),
     System("pc", "seabios", smm=False, smp=16),
     System("pc", "seabios", smm=True, smp=4, cpu_pm=True),
+    System("q35", "ovmf", smm=True, smp=2),
 ]
 EVERY = [
     System(machine, firmware, smm, smp, linux)
@@ -130,8 +129,6 @@ def test_system(run_in_vm: Run, system: System, request: pytest.FixtureRequest) 
 
 def test_linux_and_its_memory(run_in_vm: Run, linux: Callable[[System], list[str]]) -> None:
     """The guest is the same with and without, and survives what memory can go through."""
-    if TCG_THREAD == "single":
-        pytest.skip("Linux on two nested vCPUs does not boot in its time where the VM's processors take turns")
     options = linux(System("q35", "seabios", smm=True, smp=2, linux=True))
     stock = run(run_in_vm, *options)
     assert stock["outcome"] == "finished", stock

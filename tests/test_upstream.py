@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import watched
 from kernels import linux_source
-from runner import TCG_THREAD, VM, Outcome, Result
+from runner import VM, Outcome, Result
 
 PROJECT = Path(__file__).resolve().parent.parent
 SOURCES = PROJECT / "tests" / "upstream"
@@ -79,9 +79,6 @@ def make(*programs: str) -> subprocess.CompletedProcess[str]:
 
 # With one thread, memslot_perf_test's guest does not answer in its two seconds, and npt=0 has lost the VM, without
 # memslot-run as well.
-pytestmark = pytest.mark.skipif(TCG_THREAD == "single", reason="upstream's tests need a parallel VM")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     done = make(*dict.fromkeys(test.program for _, test in CASES))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import debian
 import kernels
 import pytest
 import runner
@@ -37,7 +38,7 @@ def cli(*arguments: str, cwd: str | None = None, timeout: float = 300) -> subpro
 
 
 def test_supported_kernels_are_known() -> None:
-    lines = (kernels.PROJECT / "versions.mk").read_text().splitlines()
+    lines = (debian.PROJECT / "versions.mk").read_text().splitlines()
     versions = [line.split(" := ")[1] for line in lines if line.startswith("KERNEL_M")]
     assert versions and set(versions) <= set(kernels.KERNELS)
 
@@ -155,7 +156,7 @@ def test_what_cannot_be_killed() -> None:
 def test_host_files_are_there_and_safe(own_vm: VM, tmp_path_factory: pytest.TempPathFactory) -> None:
     this = Path(__file__).resolve()
     assert own_vm.run("cat", this).stdout == this.read_text()
-    victim = kernels.CACHE / "vm-must-not-write-this"
+    victim = debian.CACHE / "vm-must-not-write-this"
     assert shell(own_vm, f"echo x > {victim} && cat {victim}").stdout == "x\n"
     assert not victim.exists()
     assert own_vm.run("cat", victim).stdout == "x\n"

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kernels
-from kernels import PROJECT
+from debian import PROJECT, DebianError
 
 BUILD = PROJECT / "build"
 KERNEL = next(iter(kernels.KERNELS))
@@ -182,7 +182,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             said = CHECKS[name](Tree())
-        except kernels.KernelError as error:
+        except DebianError as error:
             said = f"{error}\n"
         print(f"{said}{name}: {'see above' if said else 'clean'}, {time.monotonic() - started:.0f} s", flush=True)
         status |= bool(said)

@@ -8,7 +8,6 @@ Nothing is installed: the packages are downloaded and unpacked below
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -16,27 +15,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
-
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = PROJECT / ".cache"
-SETUP = Path(__file__).resolve().parent / "setup"
-
-
-class KernelError(Exception):
-    """A kernel cannot be had; the message says what to do."""
-
-
-# The Debian that all this runs on.
-HOST_SUITE = "bookworm"
-# Debian 12's debian-archive-keyring has the keys of Debian 13, too.
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+from debian import CACHE, KEYRING, PROJECT, Apt, DebianError, debootstrap, locked, output, progress, setup_host
 
 
 @dataclass(frozen=True)
@@ -91,105 +74,18 @@ class Kernel:
         return self.root / "usr" / "src" / f"linux-headers-{self.release}"
 
 
-def progress(text: str) -> None:
-    print(f"memslot: {text}", file=sys.stderr, flush=True)
-
-
-def setup_host() -> None:
-    """Installs the host packages that are missing."""
-    if subprocess.run([str(SETUP)], check=False).returncode:
-        raise KernelError("host packages are missing, see above")
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _output(command: Sequence[str], cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise KernelError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr.strip()}")
-    return done.stdout
-
-
-def _apt_options(suite: str) -> list[str]:
-    """An apt configuration of the project's own: the machine's is left as it is."""
-    own = CACHE / "apt" / suite
-    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (own / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    sources = own / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
-    settings = {
-        "Dir::Etc::sourcelist": sources,
-        "Dir::Etc::sourceparts": "-",
-        "Dir::Etc::preferencesparts": "-",
-        "Dir::State::lists": own / "lists",
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": own,
-        "APT::Sandbox::User": "root",
-    }
-    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-
-
-def mirror(suite: str = HOST_SUITE) -> str:
-    """Where the machine's own apt gets a suite of Debian from."""
-    only = ["Created-By: Packages", f"Release: {suite}", "Component: main"]
-
-    def find() -> str:
-        # says nothing without package lists
-        addresses = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *only]).split()
-        if not addresses:
-            raise KernelError(f"apt has no source of Debian {suite}; is this Debian 12?")
-        return addresses[0]
-
-    return _Apt(Source()).with_update(find)
-
-
-class _Apt:
-    """Looks packages up and downloads them."""
-
-    def __init__(self, source: Source) -> None:
-        self._options = _apt_options(source.suite) if source.suite else []
-
-    def _run(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
-        return _output([tool, *self._options, *arguments], cwd)
-
-    def with_update(self, action: Callable[[], T]) -> T:
-        """What the action returns; if it fails, the package lists may be missing or too old."""
-        try:
-            return action()
-        except KernelError:
-            progress("apt-get update")
-            self._run("apt-get", "-qq", "update")
-            return action()
-
-    def records(self, package: str) -> list[dict[str, str]]:
-        """The known versions of a package, best first."""
-        text = self._run("apt-cache", "show", package)
-        return [dict(re.findall(r"^([\w-]+): (.*)$", record, re.M)) for record in text.split("\n\n") if record.strip()]
-
-    def download(self, names: Sequence[str], into: Path) -> list[Path]:
-        # Else apt warns that its own user may not write here.
-        self._run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *names, cwd=into)
-        return sorted(into.glob("*.deb"))
-
-
 # The packages that a kernel and its headers are made of, among what they depend on.
 PARTS = re.compile(r"linux-(?:base|binary|modules|headers|kbuild|compiler)-[^ ,]+")
 
 
-def _kernel_packages(apt: _Apt, version: str) -> tuple[str, list[str]]:
+def _kernel_packages(apt: Apt, version: str) -> tuple[str, list[str]]:
     """The kernel release, and the packages (name=version) it is made of."""
     for record in apt.records("linux-image-amd64"):
         match = re.search(rf"linux-image-({re.escape(version)}[.-][^ ]*) \(= ([^)]*)\)", record.get("Depends", ""))
         if match:
             break
     else:
-        raise KernelError(f"apt knows no linux-image-amd64 of version {version}; is this Debian 12?")
+        raise DebianError(f"apt knows no linux-image-amd64 of version {version}; is this Debian 12?")
     release, package_version = match.groups()
 
     # Since 7.x, what used to be one package is several.
@@ -225,12 +121,6 @@ def _merge_usr(root: Path, release: str) -> None:
     (root / "boot" / f"vmlinuz-{release}").symlink_to(f"../usr/lib/modules/{release}/vmlinuz")
 
 
-def debootstrap(root: Path, suite: str, *options: str) -> None:
-    """Makes a Debian root.  In a mount namespace of its own: debootstrap can leave the root's /proc mounted."""
-    command = ["debootstrap", *options, suite, str(root), mirror()]
-    _output(["unshare", "--mount", "--propagation", "private", *command])
-
-
 def _decompress_kernel(boot: Path, release: str) -> None:
     """Takes vmlinux out of vmlinuz; Documentation/x86/boot.rst has the offsets."""
     image = (boot / f"vmlinuz-{release}").read_bytes()
@@ -241,30 +131,28 @@ def _decompress_kernel(boot: Path, release: str) -> None:
         if payload.startswith(magic):
             break
     else:
-        raise KernelError(f"{boot}/vmlinuz-{release} has an unknown compression ({payload[:4].hex()})")
+        raise DebianError(f"{boot}/vmlinuz-{release} has an unknown compression ({payload[:4].hex()})")
     with open(boot / f"vmlinux-{release}", "wb") as vmlinux:
         # the last four bytes are the size, which the decompressors do not know
         subprocess.run(command, input=payload[:-4], stdout=vmlinux, check=True)
 
 
 def _unpack_kernel(version: str, target: Path) -> None:
-    apt = _Apt(KERNELS[version])
+    apt = Apt(KERNELS[version].suite)
     progress(f"downloading Debian's kernel {version} into {target.relative_to(PROJECT)}")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{version}-") as directory:
-        temporary = Path(directory)
+        root = Path(directory) / "root"
 
-        def fetch() -> tuple[str, list[Path]]:
+        def fetch() -> str:
             release, packages = _kernel_packages(apt, version)
-            return release, apt.download(packages, temporary)
+            apt.unpack(packages, root)
+            return release
 
-        release, debs = apt.with_update(fetch)
-        root = temporary / "root"
-        for deb in debs:
-            _output(["dpkg", "-x", str(deb), str(root)])
+        release = apt.with_update(fetch)
         _merge_usr(root, release)
         _rewrite_paths(root)
         _decompress_kernel(root / "boot", release)
-        _output(["/sbin/depmod", "-b", str(root), release])
+        output(["/sbin/depmod", "-b", str(root), release])
         (root / "release").write_text(release + "\n")
         root.chmod(0o755)
         shutil.rmtree(target, ignore_errors=True)
@@ -292,14 +180,14 @@ def _build_kernel(version: str, target: Path) -> None:
     # The entry that QEMU jumps to, and memcmp() that it calls, run before KASAN has its shadow.
     make += ["KASAN_SANITIZE_enlighten.o=n", "KASAN_SANITIZE_string.o=n"]
 
-    _output([*make, f"KCONFIG_ALLCONFIG={target.resolve() / 'config'}", "allnoconfig"])
+    output([*make, f"KCONFIG_ALLCONFIG={target.resolve() / 'config'}", "allnoconfig"])
     got = (build / ".config").read_text().splitlines()
     lost = [line for line in fragment.splitlines() if line.startswith("CONFIG_") and line not in got]
     if lost:
-        raise KernelError(f"kernel {version} cannot be configured with {' '.join(lost)}")
-    _output([*make, "vmlinux", "modules"])
-    release = _output([*make, "kernelrelease"]).strip()
-    _output([*make, f"INSTALL_MOD_PATH={target.resolve()}", "DEPMOD=/sbin/depmod", "modules_install"])
+        raise DebianError(f"kernel {version} cannot be configured with {' '.join(lost)}")
+    output([*make, "vmlinux", "modules"])
+    release = output([*make, "kernelrelease"]).strip()
+    output([*make, f"INSTALL_MOD_PATH={target.resolve()}", "DEPMOD=/sbin/depmod", "modules_install"])
 
     (target / "boot").mkdir(exist_ok=True)
     shutil.copyfile(build / "vmlinux", target / "boot" / f"vmlinux-{release}")
@@ -320,7 +208,7 @@ def _is_cached(version: str, target: Path) -> bool:
 def kernel(version: str) -> Kernel:
     """The kernel from the cache; downloads or builds it first where it is missing."""
     if version not in KERNELS:
-        raise KernelError(f"no kernel {version}; there are: {', '.join(KERNELS)}")
+        raise DebianError(f"no kernel {version}; there are: {', '.join(KERNELS)}")
     target = CACHE / "kernels" / version
     built = KERNELS[version].built_from
     # who builds, does so for minutes: nobody waits for that who wants another kernel
@@ -375,7 +263,7 @@ def make_command(version: str, *arguments: str, shared: Sequence[Path] = ()) -> 
     if not suite:
         return make
     if os.geteuid():
-        raise KernelError(f"only root can build for kernel {version}: it takes a root of Debian {suite}")
+        raise DebianError(f"only root can build for kernel {version}: it takes a root of Debian {suite}")
     directories = [str(path.resolve()) for path in (PROJECT, CACHE, *shared)]
     enter = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh", str(_root(suite))]
     return [*enter, str(headers), *directories, "--", "env", "LC_ALL=C", *make]
@@ -410,15 +298,14 @@ def linux_source(version: str, paths: Sequence[str] = SOURCE_PATHS) -> Path:
 def _unpack_source(version: str, target: Path, paths: Sequence[str]) -> None:
     package = f"linux-source-{version}"
     target.mkdir(parents=True, exist_ok=True)
-    apt = _Apt(KERNELS[version])
+    apt = Apt(KERNELS[version].suite)
     progress(f"downloading {package}, unpacking {' '.join(paths)}")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{version}-") as directory:
         temporary = Path(directory)
-        (deb,) = apt.with_update(lambda: apt.download([package], temporary))
-        _output(["dpkg", "-x", str(deb), str(temporary / "deb")])
+        apt.with_update(lambda: apt.unpack([package], temporary / "deb"))
         (archive,) = (temporary / "deb").glob("usr/src/*.tar.xz")
         members = [f"{package}/{path}" for path in paths]
-        _output(["tar", "-C", str(temporary), "-xf", str(archive), *members])
+        output(["tar", "-C", str(temporary), "-xf", str(archive), *members])
         for path in paths:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             (temporary / package / path).rename(target / path)
@@ -442,7 +329,7 @@ def main() -> int:
             case _:
                 print(USAGE, file=sys.stderr)
                 return 2
-    except KernelError as error:
+    except DebianError as error:
         print(f"kernels.py: {error}", file=sys.stderr)
         return 1
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checks import BUILD, Tree
-from kernels import CACHE, HOST_SUITE, PROJECT, KernelError, debootstrap, locked, mirror, progress, setup_host
+from debian import CACHE, HOST_SUITE, PROJECT, DebianError, debootstrap, locked, mirror, progress, setup_host
 
 APT_SETTINGS = """\
 APT::Install-Recommends "false";
@@ -55,13 +55,13 @@ def _output(command: Sequence[str]) -> str:
         command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
-        raise KernelError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout.strip()}")
+        raise DebianError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout.strip()}")
     return done.stdout
 
 
 def _run(root: Path, *command: str, overlay: str = "", shared: Sequence[Path] = ()) -> str:
     if os.geteuid():
-        raise KernelError("only root can enter another root")
+        raise DebianError("only root can enter another root")
     unshare = ["unshare", "--mount", "--pid", "--kill-child", "--propagation", "private"]
     directories = [str(path) for path in shared]
     return _output([*unshare, "/bin/sh", "-c", ENTER, "sh", str(root), overlay, *directories, "--", *command])
@@ -83,7 +83,7 @@ class Root:
         return self.directory / "upper"
 
     def run(self, *command: str, shared: Sequence[Path] = ()) -> str:
-        """What a command in it prints; KernelError if it fails."""
+        """What a command in it prints; DebianError if it fails."""
         layers = f"lowerdir={self.base},upperdir={self.directory}/upper,workdir={self.directory}/work"
         return _run(self.directory / "root", *command, overlay=layers, shared=shared)
 
@@ -100,7 +100,7 @@ def _apt_install(run: Callable[..., str], packages: Sequence[str]) -> None:
     command = ["apt-get", "-qq", "-y", "install", *packages]
     try:
         run(*command)
-    except KernelError:
+    except DebianError:
         # the package lists may be older than what the mirror has
         run("apt-get", "-qq", "update")
         run(*command)
@@ -171,7 +171,7 @@ def main() -> int:
         return 2
     try:
         built = build_packages(Root(tools(), "packages"))
-    except KernelError as error:
+    except DebianError as error:
         print(f"roots.py: {error}", file=sys.stderr)
         return 1
     target = BUILD / "packages"

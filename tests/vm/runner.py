@@ -29,18 +29,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernels import KERNELS, PROJECT, Kernel, KernelError, kernel, setup_host
+from debian import PROJECT, DebianError, setup_host
+from emulator import emulator
+from kernels import KERNELS, Kernel, kernel
 
-__all__ = ["VM", "VMError", "KernelError", "Outcome", "Result", "hardware_virtualization", "DEFAULT_KERNEL"]
+__all__ = ["VM", "VMError", "DebianError", "Outcome", "Result", "hardware_virtualization", "DEFAULT_KERNEL"]
 
 HERE = Path(__file__).resolve().parent
 AGENT = PROJECT / "build" / "vm" / "agent"
 
 DEFAULT_KERNEL = next(iter(KERNELS))
 DEFAULT_MEMORY = 2048  # MiB
-# "single" runs the VM's processors in turns.  "multi" finds more races, QEMU 7.2's own among them: about one run of
-# the guests in eight ends with a vCPU that has its host's registers, or with the VM's stack overwritten.
-TCG_THREAD = os.environ.get("MEMSLOT_TCG_THREAD", "multi")
 LEAST_MEMORY = 256
 DEFAULT_TIMEOUT = 120.0  # seconds, of a command
 BOOT_TIMEOUT = 180.0
@@ -286,9 +285,16 @@ class _Lost(Exception):
 class _QEMU:
     """A running QEMU: the agent's port, the console, and the monitor."""
 
-    def __init__(self, kernel_: Kernel, cpus: int, memory: int, accelerator: Sequence[str]) -> None:
+    def __init__(self, kernel_: Kernel, cpus: int, memory: int, emulated: bool) -> None:
         # panic=-1 reboots at once, and with -no-reboot that ends QEMU.  The NMI of last_words() is unknown.
         append = "console=ttyS0 loglevel=5 log_buf_len=4M printk.devkmsg=on panic=-1 oops=panic panic_on_warn=1 unknown_nmi_panic"
+        command, environment = ["qemu-system-x86_64"], None
+        if emulated:
+            qemu = emulator()
+            command, environment = qemu.command, qemu.environment
+            command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        else:
+            command += ["-accel", "kvm", "-cpu", "host"]
         self.console = bytearray()
         self.outgoing = bytearray()
         self._incoming = bytearray()
@@ -299,10 +305,8 @@ class _QEMU:
         try:
             with open(initramfs, "wb", closefd=False) as file:
                 file.write(_initramfs(kernel_))
-            # setpriv becomes QEMU: the process dies when this thread does
-            command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64"]
             command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-            command += [*accelerator, "-smp", str(cpus), "-m", str(memory)]
+            command += ["-smp", str(cpus), "-m", str(memory)]
             command += ["-kernel", str(kernel_.image), "-initrd", f"/proc/self/fd/{initramfs}", "-append", append]
             command += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
             command += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=host"]
@@ -311,7 +315,9 @@ class _QEMU:
             command += ["-chardev", f"socket,id=agent,fd={agent.fileno()}", "-device", "virtio-serial-pci"]
             command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
             self._process = subprocess.Popen(
-                command,
+                # setpriv becomes QEMU: the process dies when this thread does
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
@@ -515,13 +521,11 @@ class VM:
         if self.module and not self.module_path.exists():
             raise VMError(f"{self.module_path} does not exist; run: make module KERNEL={self.kernel_version}")
         _build_agent()
-        accelerator = ["-accel", f"tcg,thread={TCG_THREAD}", "-cpu", "max"]
         hardware = hardware_virtualization()
         # emulation has SVM on every host
-        if hardware == "svm" or (hardware == "vmx" and not self.kvm_amd):
-            accelerator = ["-accel", "kvm", "-cpu", "host"]
+        emulated = hardware != "svm" and not (hardware == "vmx" and not self.kvm_amd)
         self._kernel_log.clear()
-        self._qemu = _QEMU(self.kernel, self.cpus, self.memory, accelerator)
+        self._qemu = _QEMU(self.kernel, self.cpus, self.memory, emulated)
         self.boots += 1
         try:
             self._wait_for_boot()
