@@ -64,7 +64,6 @@ struct outcome {
 	std::uint64_t errors = 0;
 	std::uint64_t interrupted = 0;
 	std::uint64_t shutdowns = 0;
-	std::uint64_t lost_states = 0;
 	/* sums over all vCPUs, see guests::vcpu_page; torn includes torn_across */
 	std::uint64_t guest_holes = 0;
 	std::uint64_t torn = 0;
@@ -137,7 +136,6 @@ constexpr std::array counters{
 	counter{"errors", &outcome::errors},
 	counter{"interrupted", &outcome::interrupted},
 	counter{"shutdowns", &outcome::shutdowns},
-	counter{"lost_states", &outcome::lost_states},
 	counter{"guest_holes", &outcome::guest_holes},
 	counter{"torn", &outcome::torn},
 	counter{"torn_across", &outcome::torn_across},
@@ -311,7 +309,6 @@ outcome run(const options &chosen, std::string_view name)
 	result.errors = vm.seen().errors;
 	result.interrupted = vm.seen().interrupted;
 	result.shutdowns = vm.seen().shutdowns;
-	result.lost_states = vm.seen().lost_states;
 	return result;
 }
 

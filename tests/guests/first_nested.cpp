@@ -26,7 +26,6 @@ struct totals {
 	std::uint64_t rootless = 0;
 	std::uint64_t nested_loops = 0;
 	std::uint64_t bad = 0;
-	std::uint64_t lost_states = 0;
 };
 
 bool all_nested(const guests::vm &vm, std::uint64_t times)
@@ -88,7 +87,6 @@ void run(unsigned int vcpus, totals &total)
 	}
 	total.rootless += vm.seen().rootless;
 	total.bad += vm.seen().holes + vm.seen().errors + vm.seen().shutdowns;
-	total.lost_states += vm.seen().lost_states;
 }
 
 } // namespace
@@ -107,10 +105,9 @@ try {
 		run(static_cast<unsigned int>(vcpus), total);
 	std::printf("{\"vms\": %d, \"vcpus\": %d, \"commits\": %" PRIu64
 		    ", \"park_uncovers\": %" PRIu64 ", \"park_nested\": %" PRIu64
-		    ", \"rootless\": %" PRIu64 ", \"nested_loops\": %" PRIu64 ", \"bad\": %" PRIu64
-		    ", \"lost_states\": %" PRIu64 "}\n",
+		    ", \"rootless\": %" PRIu64 ", \"nested_loops\": %" PRIu64 ", \"bad\": %" PRIu64 "}\n",
 		    vms, vcpus, total.commits, total.uncovers, total.nested, total.rootless,
-		    total.nested_loops, total.bad, total.lost_states);
+		    total.nested_loops, total.bad);
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {
 	std::fprintf(stderr, "first_nested: %s\n", why.what());

@@ -112,7 +112,6 @@ constexpr unsigned long set_cpuid2 = _IOW(KVMIO, 0x90, std::uint64_t);
 constexpr int kick_signal = SIGUSR1;
 
 constexpr auto patience = 300s;
-constexpr auto first_doubt = 10s;
 
 void on_kick(int)
 {
@@ -441,9 +440,7 @@ void vm::resume()
 
 void vm::wait_for_passes()
 {
-	const auto begin = std::chrono::steady_clock::now();
-	const auto deadline = begin + patience;
-	auto doubtful = begin + first_doubt;
+	const auto deadline = std::chrono::steady_clock::now() + patience;
 	std::vector<std::uint64_t> goals;
 
 	/* The pass under way began before; a vCPU and its guest take turns */
@@ -451,20 +448,12 @@ void vm::wait_for_passes()
 		goals.push_back(look(counts_page(i)->loops) + (nested_ == nesting::none ? 2 : 3));
 	for (unsigned int i = 0; i < vcpus(); i++) {
 		while (look(counts_page(i)->loops) < goals[i] && !died_) {
-			const auto now = std::chrono::steady_clock::now();
-
-			if (now > doubtful) {
-				doubtful = now + first_doubt;
-				doubt_ = true;
-				kick();
-			}
-			if (now > deadline)
+			if (std::chrono::steady_clock::now() > deadline)
 				throw std::runtime_error("vCPU " + std::to_string(i) +
 							 " does not get on");
 			std::this_thread::sleep_for(50us);
 		}
 	}
-	doubt_ = false;
 }
 
 void vm::run_vcpu(unsigned int index)
@@ -483,9 +472,7 @@ try {
 			handle_exit(index);
 		} else if (errno == EINTR) {
 			std::atomic_ref(self.run->immediate_exit).store(0);
-			if (doubt_ && lost_its_state(index))
-				reset_registers(index);
-			else if (!stop_wanted_ && !doubt_)
+			if (!stop_wanted_)
 				exits_.interrupted++;
 		} else if (errno != EAGAIN) {
 			fail("KVM_RUN");
@@ -496,24 +483,6 @@ try {
 		cause_of_death_ = "vCPU " + std::to_string(index) + ": " + why.what();
 	paused_ = vcpus();
 	paused_.notify_all();
-}
-
-/*
- * Now and then, with many vCPUs on few processors, QEMU 7.2's TCG leaves a guest as if VMRUN had
- * not loaded it yet: in the VMCB are then the host's instruction and stack pointers, and in RAX
- * the address of the VMCB itself. No software writes that there.
- */
-bool vm::lost_its_state(unsigned int index)
-{
-	constexpr std::uint64_t kernel = 1ULL << 63;
-	kvm_regs regs{};
-
-	if (ioctl(vcpus_[index].fd, KVM_GET_REGS, &regs) < 0)
-		fail("KVM_GET_REGS");
-	if (!(regs.rip & kernel) || !(regs.rsp & kernel))
-		return false;
-	exits_.lost_states++;
-	return true;
 }
 
 void vm::handle_exit(unsigned int index)

@@ -56,8 +56,6 @@ struct exits {
 	std::atomic<std::uint64_t> interrupted;
 	/* KVM_EXIT_SHUTDOWN because the root of a nested guest's page tables was not there */
 	std::atomic<std::uint64_t> rootless;
-	/* vCPUs that had the host's registers, see vm::lost_its_state() */
-	std::atomic<std::uint64_t> lost_states;
 };
 
 /* Does each vCPU run a guest of its own, and who translates that one's physical addresses? */
@@ -135,7 +133,6 @@ private:
 	void create_vcpu(unsigned int index);
 	void fill_vmcb(unsigned int index, bool own_tables);
 	void reset_registers(unsigned int index);
-	bool lost_its_state(unsigned int index);
 	void run_vcpu(unsigned int index);
 	void handle_exit(unsigned int index);
 	void handle_mmio(unsigned int index);
@@ -150,8 +147,6 @@ private:
 	exits exits_{};
 	std::atomic<bool> stop_wanted_ = false;
 	std::atomic<bool> pause_wanted_ = false;
-	/* vCPUs that do not get on are to look whether they lost their state */
-	std::atomic<bool> doubt_ = false;
 	std::atomic<unsigned int> paused_ = 0;
 	std::atomic<bool> died_ = false;
 	std::string cause_of_death_;
