@@ -83,25 +83,26 @@ void caller::step()
 {
 	const std::uint64_t kind = chance_.below(1000);
 
+	/* A commit that succeeds takes as long as a hundred other calls. */
 	if (kind < 30)
 		info();
-	else if (kind < 80)
+	else if (kind < 90)
 		bind();
-	else if (kind < 230)
+	else if (kind < 320)
 		stage();
-	else if (kind < 620)
+	else if (kind < 500)
 		commit();
-	else if (kind < 670)
+	else if (kind < 570)
 		reset();
-	else if (kind < 820)
+	else if (kind < 790)
 		query();
-	else if (kind < 850)
+	else if (kind < 830)
 		unknown();
-	else if (kind < 910)
+	else if (kind < 860)
 		set_region();
-	else if (kind < 940)
+	else if (kind < 900)
 		dirty_log();
-	else if (kind < 970)
+	else if (kind < 940)
 		world_.memory.disturb(chance_);
 	else if (kind < 995)
 		change_files();
@@ -332,7 +333,7 @@ void caller::commit()
 
 	commit.size = size_of(sizeof(commit));
 	commit.entries = entries(commit.count, commit.entry_size);
-	std::uint32_t known = chance_.percent(25) ? MEMSLOT_COMMIT_TEST_ONLY : 0;
+	std::uint32_t known = chance_.percent(40) ? MEMSLOT_COMMIT_TEST_ONLY : 0;
 	if (chance_.percent(8))
 		known |= MEMSLOT_COMMIT_PARK;
 	if (chance_.percent(5)) {
