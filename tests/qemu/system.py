@@ -98,12 +98,14 @@ class Machine:
     def shell(self, command: str) -> str:
         """What a command in the guest's shell prints."""
         start = len(self.console)
-        self._keyboard.write(f"{command}; echo end-$((40 + 2))\n".encode())
+        self._keyboard.write(f"echo begin-$((40 + 2)); {command}; echo end-$((40 + 2))\n".encode())
         self._keyboard.flush()
-        self.until(lambda: re.search(rb"^end-42\r?\n", self.console[start:], re.M), f"the guest's shell: {command}")
-        said = self.console[start:].decode(errors="replace").replace("\r", "")
-        # The console echoes what is typed, up to the end of that line
-        return said.partition("\n")[2].rpartition("end-42")[0].strip()
+        # The console echoes what is typed, sometimes twice, but not so
+        said = re.compile(rb"^begin-42\r?\n(.*?)^end-42\r?\n", re.M | re.S)
+        self.until(lambda: said.search(self.console, start), f"the guest's shell: {command}")
+        match = said.search(self.console, start)
+        assert match
+        return match[1].decode(errors="replace").replace("\r", "").strip()
 
     def errors(self) -> str:
         return self._errors.read_text(errors="replace")
