@@ -194,7 +194,8 @@ def test_guests_in_guests_would_tell(churn: Callable[..., Report]) -> None:
 
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_first_nested_root_during_commits(programs: Path, run_in_vm: Run, vcpus: int) -> None:
-    vms = 40
+    # A single vCPU seldom comes to its second pass between two commits
+    vms = 40 if vcpus > 1 else 10
     report: Report = json.loads(run_in_vm(programs / "first_nested", str(vms), str(vcpus)).stdout)
     assert report["bad"] == 0
     assert report["nested_loops"] >= 2 * vms * vcpus

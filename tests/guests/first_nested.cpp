@@ -105,7 +105,8 @@ try {
 		run(static_cast<unsigned int>(vcpus), total);
 	std::printf("{\"vms\": %d, \"vcpus\": %d, \"commits\": %" PRIu64
 		    ", \"park_uncovers\": %" PRIu64 ", \"park_nested\": %" PRIu64
-		    ", \"rootless\": %" PRIu64 ", \"nested_loops\": %" PRIu64 ", \"bad\": %" PRIu64 "}\n",
+		    ", \"rootless\": %" PRIu64 ", \"nested_loops\": %" PRIu64 ", \"bad\": %" PRIu64
+		    "}\n",
 		    vms, vcpus, total.commits, total.uncovers, total.nested, total.rootless,
 		    total.nested_loops, total.bad);
 	return EXIT_SUCCESS;
