@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "tests" / "vm"))
+from in_vm import BUILD, Json, reports
 
-from runner import VM, Outcome, VMError  # noqa: E402
-
-BENCH = PROJECT / "build" / "guests" / "park_bench"
+BENCH = BUILD / "guests" / "park_bench"
 VCPUS = (1, 2, 4, 8, 16)
 COLUMNS = {
     "parked": "parked",
@@ -28,8 +23,6 @@ COLUMNS = {
     "paused_batch": "pause, batch",
     "paused_one_by_one": "pause, KVM",
 }
-
-Json = dict[str, Any]
 
 
 def row(cells: list[str]) -> str:
@@ -40,43 +33,28 @@ def rule(left: str, middle: str, right: str, columns: int) -> str:
     return left + middle.join(["─" * 16] * columns) + right
 
 
-def table(reports: list[Json], statistic: str) -> str:
-    """Milliseconds per change; the last column is what pausing alone costs, in parked changes."""
+def table(found: list[Json], statistic: str) -> str:
+    """Milliseconds per change; the last column is what pausing and KVM's own calls cost, in parked changes."""
     columns = len(COLUMNS) + 2
     lines = [rule("┌", "┬", "┐", columns), row(["vCPUs", *COLUMNS.values(), "pause / park"]), rule("├", "┼", "┤", columns)]
-    for report in reports:
+    for report in found:
         times = [report[name][statistic] for name in COLUMNS]
         cells = [str(report["vcpus"]), *(f"{ns / 1e6:.3f} ms" for ns in times), f"{times[3] / times[0]:.1f}"]
         lines.append(row(cells))
     return "\n".join([*lines, rule("└", "┴", "┘", columns)])
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Parking against pausing; use `make bench`, which builds all it needs.")
     parser.add_argument("--rounds", type=int, default=40, help="of four changes each way; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=PROJECT / "build" / "parking.json", help="default: build/parking.json")
+    parser.add_argument("--output", type=Path, default=BUILD / "parking.json", help="default: build/parking.json")
     arguments = parser.parse_args()
-    if not BENCH.exists():
-        print(f"bench: {BENCH} is not built yet; run `make bench`")
-        return 2
-    reports: list[Json] = []
-    try:
-        with VM(module=True) as vm:
-            for vcpus in VCPUS:
-                result = vm.run(BENCH, str(vcpus), str(arguments.rounds), timeout=300)
-                if result.outcome is not Outcome.OK or result.complaints:
-                    print(result.report())
-                    return 1
-                reports.append(json.loads(result.stdout))
-    except VMError as error:
-        print(f"bench: {error}")
-        return 1
-    arguments.output.write_text(json.dumps(reports, indent=2) + "\n")
+    found = reports(BENCH, [[str(vcpus), str(arguments.rounds)] for vcpus in VCPUS])
+    arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     for statistic in ("median", "mean", "p90"):
         print(f"One change of three memslots, {statistic}:")
-        print(table(reports, f"{statistic}_ns"))
-    return 0
+        print(table(found, f"{statistic}_ns"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -229,21 +229,32 @@ static bool next_user_slot(const struct plan_layout *layout, const struct plan_r
 	return false;
 }
 
+/*
+ * Steps from user slot to user slot of the address spaces that are replaced as
+ * a whole; begins with an empty @slot.
+ */
+static bool next_replaceable(const struct plan_request *request, const struct plan_layout *layout,
+			     const struct plan_rules *rules, struct plan_region *slot)
+{
+	u32 address_space = slot->address_space;
+	u64 gfn = region_end(slot);
+
+	for (; address_space < rules->address_spaces; address_space++, gfn = 0)
+		if (request->replace_spaces & 1U << address_space &&
+		    next_user_slot(layout, rules, address_space, gfn, slot))
+			return true;
+	return false;
+}
+
 static u32 count_replaceable(const struct plan_request *request, const struct plan_layout *layout,
 			     const struct plan_rules *rules)
 {
-	struct plan_region slot;
-	u32 address_space, n = 0;
-	u64 gfn;
+	struct plan_region slot = {};
+	u32 n = 0;
 
-	for (address_space = 0; address_space < rules->address_spaces; address_space++) {
-		if (!(request->replace_spaces & 1U << address_space))
-			continue;
-		for (gfn = 0; next_user_slot(layout, rules, address_space, gfn, &slot);
-		     gfn = region_end(&slot)) {
-			n++;
-			plan_pause();
-		}
+	while (next_replaceable(request, layout, rules, &slot)) {
+		n++;
+		plan_pause();
 	}
 	return n;
 }
@@ -253,28 +264,21 @@ static int drop_unnamed(struct plan *plan, const struct plan_request *request,
 			const struct plan_scratch *scratch, const struct plan_layout *layout,
 			const struct plan_rules *rules, struct plan_error *error)
 {
-	struct plan_region slot;
-	u32 address_space;
-	u64 gfn;
+	struct plan_region slot = {};
 
-	for (address_space = 0; address_space < rules->address_spaces; address_space++) {
-		if (!(request->replace_spaces & 1U << address_space))
+	while (next_replaceable(request, layout, rules, &slot)) {
+		plan_pause();
+		if (names_slot(scratch->ids, scratch->nr_ids, slot.address_space, slot.id))
 			continue;
-		for (gfn = 0; next_user_slot(layout, rules, address_space, gfn, &slot);
-		     gfn = region_end(&slot)) {
-			if (names_slot(scratch->ids, scratch->nr_ids, address_space, slot.id))
-				continue;
-			if (slot.guest_memfd)
-				return fail(error, MEMSLOT_NO_ENTRY,
-					    MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
-			plan->change[plan->changes++] = (struct plan_change){
-				.kind = PLAN_DELETE,
-				.before = slot,
-				.after = { .address_space = address_space, .id = slot.id },
-			};
-			plan->count[PLAN_DELETE]++;
-			plan_pause();
-		}
+		if (slot.guest_memfd)
+			return fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_GUEST_MEMFD,
+				    -EOPNOTSUPP);
+		plan->change[plan->changes++] = (struct plan_change){
+			.kind = PLAN_DELETE,
+			.before = slot,
+			.after = { .address_space = slot.address_space, .id = slot.id },
+		};
+		plan->count[PLAN_DELETE]++;
 	}
 	return 0;
 }
