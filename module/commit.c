@@ -8,8 +8,8 @@
  */
 #include "commit.h"
 
+#include <linux/ktime.h>
 #include <linux/rcuwait.h>
-#include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -312,7 +312,7 @@ static bool needs_fence(const struct plan *plan)
  */
 static void raise_fence(struct commit *c)
 {
-	c->fenced_at = local_clock();
+	c->fenced_at = ktime_get_ns();
 	if (!needs_fence(&c->plan))
 		return;
 	write_lock(&c->kvm->mmu_lock);
@@ -332,7 +332,7 @@ static void drop_fence(struct commit *c)
 	write_lock(&c->kvm->mmu_lock);
 	compat_fence_drop(c->kvm, &c->plan);
 	write_unlock(&c->kvm->mmu_lock);
-	c->reply->ns_fenced = local_clock() - c->fenced_at;
+	c->reply->ns_fenced = ktime_get_ns() - c->fenced_at;
 }
 
 /* ---- Steps 6 to 8: publish ---- */
