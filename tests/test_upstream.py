@@ -79,8 +79,6 @@ def make(*programs: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-# With one thread, memslot_perf_test's guest does not answer in its two seconds, and npt=0 has lost the VM, without
-# memslot-run as well.
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     done = make(*dict.fromkeys(test.program for _, test in CASES))
