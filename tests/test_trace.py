@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from runner import Result
 
-CHURN = Path(__file__).resolve().parent.parent / "build" / "guests" / "churn"
+BUILD = Path(__file__).resolve().parent.parent / "build"
+CHURN = BUILD / "guests" / "churn"
+BATCH = BUILD / "kselftest" / "batch"
 
 TRACED = """
 set -e
@@ -46,3 +48,32 @@ def test_every_step_of_a_commit_is_traced(run_in_vm: Callable[..., Result], opti
         assert [text.split()[-2] for kind, text in commit if kind == "step"] == steps
         assert commit[-1][0] == "end"
         assert "err 0 " in commit[-1][1] and "grace periods 1 " in commit[-1][1]
+
+
+# The function tracer says who calls it.
+GRACE_PERIOD = "synchronize_srcu_expedited"
+COUNTED = f"""
+set -e
+cd /sys/kernel/tracing
+echo 0 > events/enable
+echo > trace
+echo 65536 > buffer_size_kb
+echo {GRACE_PERIOD} > set_ftrace_filter
+echo 1 > events/memslot/memslot_commit_end/enable
+echo function > current_tracer
+trap 'echo nop > current_tracer; echo > set_ftrace_filter; echo 0 > events/memslot/enable' EXIT
+"$@" > /dev/null
+echo functions: $(sed -n 's/.* \\(.*\\)\t\\[memslot\\]$/\\1/p' /proc/kallsyms)
+sed -n 's/.*{GRACE_PERIOD} <-/caller: /p; s/.*memslot_commit_end: .* grace periods \\([0-9]*\\) .*/reported: \\1/p' trace
+"""
+
+
+@pytest.mark.every_kernel
+def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Result]) -> None:
+    """Of all batches of the kselftest `batch`, with up to 512 entries in one or two address spaces."""
+    said = [line.partition(": ")[::2] for line in run_in_vm("/bin/sh", "-c", COUNTED, "sh", BATCH).stdout.splitlines()]
+    (functions,) = (set(text.split()) for what, text in said if what == "functions")
+    waits = sum(what == "caller" and text in functions for what, text in said)
+    reported = [int(text) for what, text in said if what == "reported"]
+    assert set(reported) == {0, 1}
+    assert waits == sum(reported) > 100
