@@ -71,6 +71,8 @@ EVERY = [
     for machine, firmware, smm, smp, linux in itertools.product(
         ["q35", "pc"], ["seabios", "ovmf"], [True, False], [1, 2, 4, 16], [True, False]
     )
+    # Sixteen vCPUs that meet in system management mode: not done in two minutes, without memslot-run as well
+    if not (machine == "q35" and firmware == "ovmf" and smm and smp == 16)
 ]
 
 
