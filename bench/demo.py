@@ -15,14 +15,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "tests" / "vm"))
+from in_vm import BUILD, PROJECT, Json
+from runner import VM, Outcome, Result, VMError
 
-from runner import VM, Outcome, Result, VMError  # noqa: E402
-
-BUILD = PROJECT / "build"
 BOOTS = PROJECT / "tests" / "qemu" / "boots.py"
 MEMSLOT_RUN = BUILD / "tools" / "memslot-run"
 CHURN = BUILD / "guests" / "churn"
@@ -33,8 +29,6 @@ MODES = {"one_by_one": "one-by-one", "batched": "batched"}
 # MiB that the guest uses.  Each deletion through KVM makes it fault all of it in again, so one by one costs more
 # the larger a guest is; the small one has nothing but the memory that changes.
 SMALL_GUEST, GUEST = 0, 64
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     add("--kernel", f"kernel of the test VM, may be given several times (default: {DEFAULT_KERNEL})")
     add("--brief-kernel", "the same, but for the tests only that are marked every_kernel")
-    parser.addoption("--all", action="store_true", help="64 vCPUs, too, and every machine that QEMU can be run as; takes hours")
+    parser.addoption("--all", action="store_true", help="every machine that QEMU can be run as; takes the better part of an hour")
     parser.addoption("--soak", type=duration, default="10s", help="how long test_soak lasts; default: %(default)s")
 
 

@@ -523,7 +523,7 @@ class VM:
         _build_agent()
         hardware = hardware_virtualization()
         # emulation has SVM on every host
-        emulated = hardware != "svm" and not (hardware == "vmx" and not self.kvm_amd)
+        emulated = not (hardware == "svm" or (hardware == "vmx" and not self.kvm_amd))
         self._kernel_log.clear()
         self._qemu = _QEMU(self.kernel, self.cpus, self.memory, emulated)
         self.boots += 1
