@@ -19,13 +19,16 @@ BUILD = PROJECT / "build"
 Json = dict[str, Any]
 
 
-def reports(program: Path, runs: Iterable[Sequence[str]]) -> list[Json]:
-    """What each run of a program prints; they share a VM.  Ends this program, with a message, where one fails."""
+def reports(program: Path, runs: Iterable[Sequence[str]], *, counting: bool = False) -> list[Json]:
+    """What each run of a program prints; they share a VM.  Ends this program, with a message, where one fails.
+
+    counting: nanoseconds are instructions.
+    """
     if not program.exists():
         sys.exit(f"bench: {program} is not built yet; run `make bench`")
     found: list[Json] = []
     try:
-        with VM(module=True) as vm:
+        with VM(module=True, counting=counting) as vm:
             for arguments in runs:
                 result = vm.run(program, *arguments, timeout=600)
                 if result.outcome is not Outcome.OK or result.complaints:

@@ -34,6 +34,8 @@ static int copy_entry(struct memslot_entry *entry, const struct batch_input *inp
 
 	if (check_add_overflow(input->entries, (u64)i * input->entry_size, &address))
 		err = -EFAULT;
+	else if (input->entry_size == sizeof(*entry)) /* the usual case, at a third of the price */
+		err = copy_from_user(entry, u64_to_user_ptr(address), sizeof(*entry)) ? -EFAULT : 0;
 	else
 		err = copy_struct_from_user(entry, sizeof(*entry), u64_to_user_ptr(address),
 					    input->entry_size);
@@ -41,14 +43,6 @@ static int copy_entry(struct memslot_entry *entry, const struct batch_input *inp
 		*reason = err == -E2BIG ? MEMSLOT_REASON_ENTRY_TOO_NEW :
 					  MEMSLOT_REASON_UNREADABLE;
 	return err;
-}
-
-/* The usual case in one go; where it fails, copy_entry() finds out why. */
-static bool copy_all(struct memslot_entry *entry, const struct batch_input *input)
-{
-	return input->entry_size == sizeof(*entry) &&
-	       !copy_from_user(entry, u64_to_user_ptr(input->entries),
-			       input->count * sizeof(*entry));
 }
 
 /**
@@ -63,7 +57,6 @@ static bool copy_all(struct memslot_entry *entry, const struct batch_input *inpu
 int batch_append(struct batch *batch, const struct batch_input *input,
 		 const struct plan_rules *rules, struct plan_error *error)
 {
-	bool copied;
 	u32 i;
 	int err;
 
@@ -88,13 +81,12 @@ int batch_append(struct batch *batch, const struct batch_input *input,
 		return err;
 	}
 
-	copied = copy_all(&batch->entry[batch->count], input);
 	for (i = 0; i < input->count; i++) {
 		struct memslot_entry *entry = &batch->entry[batch->count + i];
 
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		err = copied ? 0 : copy_entry(entry, input, i, &error->reason);
+		err = copy_entry(entry, input, i, &error->reason);
 		if (!err)
 			err = plan_check_entry(entry, rules, &error->reason);
 		if (err) {

@@ -612,10 +612,11 @@ static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes
 {
 	const size_t of_segments = 4 * sizeof(*plan->segment), of_zaps = 4 * sizeof(*plan->zap);
 	const size_t of_ids = sizeof(*scratch->ids), of_places = 2 * sizeof(*scratch->places);
-	char *memory;
+	size_t bytes = changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids + of_places);
+	char *memory = (char *)plan->room;
 
-	memory = plan_alloc(changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids +
-				       of_places));
+	if (bytes > sizeof(plan->room))
+		memory = plan_alloc(bytes);
 	if (!memory)
 		return -ENOMEM;
 	plan->memory = memory;
@@ -656,9 +657,12 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 	u32 i, duplicate, changes;
 	int err;
 
-	*plan = (struct plan){};
+	/* not the room, which is large */
+	memset(plan, 0, offsetof(struct plan, room));
 	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
-	changes = request->nr_entries + count_replaceable(request, layout, rules);
+	changes = request->nr_entries;
+	if (request->replace_spaces)
+		changes += count_replaceable(request, layout, rules);
 	if (!changes)
 		return 0;
 	err = allocate(plan, &scratch, changes);
@@ -696,11 +700,12 @@ out:
 
 /**
  * plan_free - release what a plan holds
- * @plan: a plan; empty afterwards
+ * @plan: a plan, or all zero; good for another plan_build() or plan_free()
  */
 void plan_free(struct plan *plan)
 {
-	if (plan->memory)
+	if (plan->memory && plan->memory != plan->room)
 		plan_release(plan->memory);
-	*plan = (struct plan){};
+	plan->memory = NULL;
+	plan->changes = 0;
 }

@@ -139,6 +139,9 @@ struct plan_zap {
 	u64 npages;
 };
 
+/* Bytes.  An allocation is a third of what memslot adds to KVM's cost of one change. */
+#define PLAN_ROOM 400
+
 /* A half-open range, empty while start >= end */
 struct plan_span {
 	u64 start;
@@ -167,6 +170,7 @@ struct plan_span {
  * @fence_gfn: covers all slots but the reflagged ones, before and after, in
  *	gfns; empty if there are none
  * @fence_hva: the same in host virtual addresses
+ * @room: enough for the arrays of one change
  */
 struct plan {
 	void *memory;
@@ -188,6 +192,7 @@ struct plan {
 	u32 touched;
 	struct plan_span fence_gfn;
 	struct plan_span fence_hva;
+	u64 room[PLAN_ROOM / sizeof(u64)];
 };
 
 /*

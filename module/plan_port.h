@@ -11,6 +11,7 @@
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
+#include <linux/string.h>
 #include <linux/types.h>
 
 #define PLAN_PAGE_SHIFT PAGE_SHIFT
@@ -44,6 +45,7 @@ static inline void plan_sort(void *array, size_t n, size_t size,
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef uint32_t u32;
 typedef uint64_t u64;

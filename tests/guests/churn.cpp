@@ -120,7 +120,7 @@ struct outcome {
 		wrong += counts.wrong;
 		emulated_reads += counts.emulated_reads;
 		versions.push_back(counts.versions);
-		nested_errors += counts.nested_errors;
+		nested_errors += counts.nested_faults + counts.nested_errors;
 		nested_loops.push_back(counts.nested_loops);
 	}
 };

@@ -22,7 +22,8 @@
 	.set wrong, 64
 	.set vmcb, 72
 	.set nested_loops, 80
-	.set nested_errors, 88
+	.set nested_faults, 88
+	.set nested_errors, 96
 
 /* struct shared_page */
 	.set shared_newest, 0
@@ -49,6 +50,7 @@
 	.set vmcb_rip, 0x578
 	.set vmcb_rsp, 0x5d8
 	.set exit_vmmcall, 0x81
+	.set exit_npf, 0x400
 
 	.section .rodata
 	.globl guest_code, guest_code_end
@@ -84,6 +86,11 @@ hypervisor:
 	incq nested_loops(%rbx)
 	jmp 1b
 3:
+	cmpq $exit_npf, vmcb_exit_code(%rax)
+	jne 4f
+	incq nested_faults(%rbx)
+	jmp 2b
+4:
 	incq nested_errors(%rbx)
 	jmp 2b
 

@@ -48,7 +48,9 @@ struct vcpu_page {
 	std::uint64_t vmcb;
 	/* passes made by that guest; they count as loops as well */
 	std::uint64_t nested_loops;
-	/* it ended in another way than after a pass */
+	/* it found no memory, or no page table */
+	std::uint64_t nested_faults;
+	/* it ended in yet another way than after a pass */
 	std::uint64_t nested_errors;
 };
 
@@ -82,7 +84,7 @@ static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) 
 	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
 	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64 &&
 	      offsetof(vcpu_page, vmcb) == 72 && offsetof(vcpu_page, nested_loops) == 80 &&
-	      offsetof(vcpu_page, nested_errors) == 88);
+	      offsetof(vcpu_page, nested_faults) == 88 && offsetof(vcpu_page, nested_errors) == 96);
 static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
 	      offsetof(shared_page, other) == 24 && offsetof(shared_page, other_end) == 32 &&
 	      offsetof(shared_page, locations) == 40);

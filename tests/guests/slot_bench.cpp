@@ -37,7 +37,7 @@ constexpr std::uint32_t other_slot = 8;
 constexpr const char *usage = R"(Usage: slot_bench [OPTION]...
 Times memslot changes one by one and batched while vCPUs run; prints JSON.
 
-  --vcpus N    1 ... 16 (default: 1)
+  --vcpus N    0 ... 16; nothing else happens with 0 (default: 1)
   --rounds N   of splitting and merging, each way; creating and deleting 512
                slots is done for every twentieth of them (default: 100)
   --other MIB  memory that the guest uses besides, in pages of 4 KiB; 0 ... 256
@@ -242,7 +242,7 @@ options parse(int argc, char **argv)
 	for (int c; (c = getopt_long(argc, argv, "", known.data(), nullptr)) != -1;) {
 		switch (c) {
 		case 'v':
-			chosen.vcpus = number(optarg, 1, guests::max_vcpus);
+			chosen.vcpus = number(optarg, 0, guests::max_vcpus);
 			break;
 		case 'r':
 			chosen.rounds = number(optarg, 1, 1000000);

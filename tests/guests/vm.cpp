@@ -393,6 +393,7 @@ vcpu_page vm::counts(unsigned int vcpu) const
 		.wrong = look(page->wrong),
 		.vmcb = look(page->vmcb),
 		.nested_loops = look(page->nested_loops),
+		.nested_faults = look(page->nested_faults),
 		.nested_errors = look(page->nested_errors),
 	};
 }

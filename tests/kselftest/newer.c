@@ -145,6 +145,51 @@ TEST_F(newer, pre_faulting_never_blocks_a_commit)
 	ASSERT_TRUE(vm_check(&self->vm));
 }
 
+static void *pre_fault_once(void *argument)
+{
+	struct prefaulter *self = argument;
+	struct kvm_pre_fault_memory range = { .gpa = WINDOW, .size = SPUN * PAGE };
+
+	self->err = call_ioctl(self->vm->vcpu[2], KVM_PRE_FAULT_MEMORY, &range);
+	__atomic_store_n(&self->stop, 1, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+/*
+ * Nor does it need a fence for that: where KVM has made the root of its page
+ * tables obsolete, 6.12 retries for as long as no signal comes.
+ */
+TEST_F(newer, pre_faulting_by_an_obsolete_root_never_blocks_a_commit)
+{
+	const struct memslot_entry slot = vm_region(&self->vm, 1, 0, SPUN, 0);
+	const struct memslot_entry logged = with_flags(slot, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
+	struct memslot_entry aside = vm_region(&self->vm, 2, 64, SPUN, 128);
+	struct prefaulter prefaulter = { .vm = &self->vm };
+	double start;
+
+	if (vm_capability(&self->vm, KVM_CAP_PRE_FAULT_MEMORY) <= 0)
+		SKIP(return, "KVM has no KVM_PRE_FAULT_MEMORY for such a VM");
+	ASSERT_EQ(0, vm_set_region(&self->vm, &slot));
+	ASSERT_EQ(0, vm_set_region(&self->vm, &aside));
+	pre_fault_once(&prefaulter);
+	ASSERT_EQ(0, prefaulter.err);
+	aside = absent(2);
+	ASSERT_EQ(0, vm_set_region(&self->vm, &aside));
+
+	prefaulter.stop = 0;
+	ASSERT_EQ(0, pthread_create(&prefaulter.thread, NULL, pre_fault_once, &prefaulter));
+	for (start = seconds(); seconds() < start + 0.2 &&
+	     !__atomic_load_n(&prefaulter.stop, __ATOMIC_SEQ_CST);)
+		sched_yield();
+	start = seconds();
+	ASSERT_EQ(0, device_commit(self->vm.device, 0, &logged, 1, &self->reply));
+	EXPECT_GT(PATIENCE, seconds() - start);
+	EXPECT_EQ(1, self->reply.reflagged);
+	pthread_join(prefaulter.thread, NULL);
+	EXPECT_TRUE(prefaulter.err == 0 || prefaulter.err == -EINTR);
+	TH_LOG("KVM_PRE_FAULT_MEMORY: %d", prefaulter.err);
+}
+
 /* The patrol is for those only: who runs the guest stays in KVM_RUN. */
 TEST_F(newer, long_grace_period_leaves_running_vcpus_alone)
 {

@@ -443,10 +443,19 @@ TEST(Error, ARefusedBatchHoldsNothing)
 TEST(Error, OutOfMemory)
 {
 	out_of_memory = true;
-	built b({}, {entry(1, 0, 1, 1)});
+	built b({}, {entry(1, 0, 1, 1), entry(2, 1, 1, 1)});
 	out_of_memory = false;
 	expect_error(b, -ENOMEM, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY);
 	EXPECT_EQ(b.plan.changes, 0u);
+}
+
+TEST(Plan, OfOneChangeAllocatesNothing)
+{
+	out_of_memory = true;
+	built b({}, {entry(1, 0, 1, 1)});
+	out_of_memory = false;
+	EXPECT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.count[PLAN_CREATE], 1u);
 }
 
 // ---- Whole address spaces ----

@@ -285,16 +285,20 @@ class _Lost(Exception):
 class _QEMU:
     """A running QEMU: the agent's port, the console, and the monitor."""
 
-    def __init__(self, kernel_: Kernel, cpus: int, memory: int, emulated: bool) -> None:
+    def __init__(self, kernel_: Kernel, cpus: int, memory: int, emulated: bool, counting: bool) -> None:
         # panic=-1 reboots at once, and with -no-reboot that ends QEMU.  The NMI of last_words() is unknown.
         append = "console=ttyS0 loglevel=5 log_buf_len=4M printk.devkmsg=on panic=-1 oops=panic panic_on_warn=1 unknown_nmi_panic"
         command, environment = ["qemu-system-x86_64"], None
         if emulated:
             qemu = emulator()
             command, environment = qemu.command, qemu.environment
-            command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
+            command += ["-accel", "tcg,thread=single" if counting else "tcg,thread=multi", "-cpu", "max"]
         else:
             command += ["-accel", "kvm", "-cpu", "host"]
+        if counting:
+            # An instruction is a nanosecond.  Linux does not trust the counter of a processor that it cannot compare.
+            command += ["-icount", "shift=0,sleep=off"]
+            append += " tsc=reliable"
         self.console = bytearray()
         self.outgoing = bytearray()
         self._incoming = bytearray()
@@ -478,14 +482,20 @@ class VM:
         memory: int = DEFAULT_MEMORY,
         module: bool = False,
         kvm_amd: str | None = None,
+        counting: bool = False,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
-        """module loads KVM and memslot.ko; kvm_amd loads KVM, with these parameters for kvm_amd."""
+        """module loads KVM and memslot.ko; kvm_amd loads KVM, with these parameters for kvm_amd.
+
+        counting gives it one emulated processor whose clock counts instructions, one as a nanosecond: how long
+        something takes is then the same on every machine, however busy.
+        """
         self.kernel_version = kernel_version
-        self.cpus = cpus or len(os.sched_getaffinity(0))
+        self.cpus = 1 if counting else cpus or len(os.sched_getaffinity(0))
         self.memory = memory
         self.module = module
         self.kvm_amd = "" if module and kvm_amd is None else kvm_amd
+        self.counting = counting
         self.answer_timeout = answer_timeout
         self.slowness = CHECKING_SLOWNESS if KERNELS[kernel_version].built_from else 1
         self.boots = 0
@@ -523,9 +533,9 @@ class VM:
         _build_agent()
         hardware = hardware_virtualization()
         # emulation has SVM on every host
-        emulated = not (hardware == "svm" or (hardware == "vmx" and not self.kvm_amd))
+        emulated = self.counting or not (hardware == "svm" or (hardware == "vmx" and not self.kvm_amd))
         self._kernel_log.clear()
-        self._qemu = _QEMU(self.kernel, self.cpus, self.memory, emulated)
+        self._qemu = _QEMU(self.kernel, self.cpus, self.memory, emulated, self.counting)
         self.boots += 1
         try:
             self._wait_for_boot()
