@@ -612,7 +612,8 @@ static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes
 {
 	const size_t of_segments = 4 * sizeof(*plan->segment), of_zaps = 4 * sizeof(*plan->zap);
 	const size_t of_ids = sizeof(*scratch->ids), of_places = 2 * sizeof(*scratch->places);
-	size_t bytes = changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids + of_places);
+	size_t bytes = changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids +
+				  of_places);
 	char *memory = (char *)plan->room;
 
 	if (bytes > sizeof(plan->room))
