@@ -80,17 +80,19 @@ hypervisor:
 	lea nested_guest(%rip), %rcx
 	mov %rcx, vmcb_rip(%rax)
 	mov %rsp, vmcb_rsp(%rax)
+3:
 	vmrun %rax
 	cmpq $exit_vmmcall, vmcb_exit_code(%rax)
-	jne 3f
+	jne 4f
 	incq nested_loops(%rbx)
 	jmp 1b
-3:
-	cmpq $exit_npf, vmcb_exit_code(%rax)
-	jne 4f
-	incq nested_faults(%rbx)
-	jmp 2b
 4:
+	cmpq $exit_npf, vmcb_exit_code(%rax)
+	jne 5f
+	incq nested_faults(%rbx)
+	/* Goes on where it was: halfway through a pass it cannot begin another */
+	jmp 3b
+5:
 	incq nested_errors(%rbx)
 	jmp 2b
 
