@@ -14,7 +14,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ class Selftest:
     options: str = ""
     changes: int = 1  # that memslot-run must have seen, at least
     fails: str = ""  # why it may fail by itself
+    warning: str = ""  # what KVM may say of it in the kernel log
 
     def __str__(self) -> str:
         return " ".join([Path(self.program).name, self.options]).strip()
@@ -67,7 +69,14 @@ NESTED = [
     Selftest("x86_64/nested_exceptions_test", fails="QEMU's TCG reports other error codes"),
 ]
 # Without nested paging every commit that drops a slot parks.
-SHADOWED = [MEMORY[0], MEMORY[1], MEMORY[5], NESTED[2]]
+SHADOWED = [
+    # It deletes the slot of the guest's page tables.  If KVM is about to inject a fault then, 6.1 asks for a triple fault
+    # because the guest's root is gone (mmu_check_root), puts the fault back, and warns that both are there.
+    replace(MEMORY[0], warning=r"WARNING: .* at arch/x86/kvm/x86\.c:\d+ kvm_multiple_exception\+"),
+    MEMORY[1],
+    MEMORY[5],
+    NESTED[2],
+]
 
 CASES = [("", test) for test in [*MEMORY, *NESTED]] + [("npt=0", test) for test in SHADOWED]
 DOES_NOT_COMPILE = "dirty_log_test"
@@ -111,9 +120,24 @@ def machines(kernel_version: str, session_vm: VM) -> Iterator[dict[str, Machine]
         yield {"": Machine(session_vm), "npt=0": Machine(shadowed)}
 
 
+@contextmanager
+def bearing(vm: VM, warning: str) -> Iterator[None]:
+    """KVM may warn of this, and of nothing else."""
+
+    def panic_on_warn(value: int) -> None:
+        result = vm.run("/bin/sh", "-c", f"echo {value} > /proc/sys/kernel/panic_on_warn")
+        assert result.outcome is Outcome.OK, result.report()
+
+    panic_on_warn(0)
+    yield
+    panic_on_warn(1)
+    vm.complaints = [line for line in vm.complaints if not re.search(warning, line)]
+
+
 @pytest.fixture
-def machine(machines: dict[str, Machine], parameters: str) -> Iterator[Machine]:
-    with watched(machines[parameters].vm):
+def machine(machines: dict[str, Machine], parameters: str, test: Selftest) -> Iterator[Machine]:
+    vm = machines[parameters].vm
+    with watched(vm), bearing(vm, test.warning) if test.warning else nullcontext():
         yield machines[parameters]
 
 
