@@ -661,9 +661,7 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 	/* not the room, which is large */
 	memset(plan, 0, offsetof(struct plan, room));
 	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
-	changes = request->nr_entries;
-	if (request->replace_spaces)
-		changes += count_replaceable(request, layout, rules);
+	changes = request->nr_entries + count_replaceable(request, layout, rules);
 	if (!changes)
 		return 0;
 	err = allocate(plan, &scratch, changes);
@@ -705,7 +703,7 @@ out:
  */
 void plan_free(struct plan *plan)
 {
-	if (plan->memory && plan->memory != plan->room)
+	if (plan->memory != plan->room)
 		plan_release(plan->memory);
 	plan->memory = NULL;
 	plan->changes = 0;

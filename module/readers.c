@@ -3,10 +3,10 @@
  * Waiting for readers: the one grace period of a commit.
  *
  * KVM_PRE_FAULT_MEMORY retries a page fault inside one SRCU section until it
- * succeeds or a signal comes.  With the fence up it does not succeed, nor with a
- * root that KVM has made obsolete (up to 6.12 for good), so the grace period
- * would not end.  While it lasts, a patrol makes the threads in that ioctl
- * return: with what they have done so far, or EINTR, as for a signal.
+ * succeeds or a signal comes.  With the fence up it does not succeed, nor, in
+ * some kernels, with a root that KVM has made obsolete; so the grace period would
+ * not end.  While it lasts, a patrol makes the threads in that ioctl return: with
+ * what they have done so far, or EINTR, as for a signal.
  */
 #include "readers.h"
 

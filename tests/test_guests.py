@@ -274,7 +274,7 @@ def test_one_change_costs_what_kvm_asks_for_it(programs: Path, kernel_version: s
     """
     if KERNELS[kernel_version].built_from:
         pytest.skip("a kernel that checks every access of the module makes it dear")
-    with VM(kernel_version, module=True, counting=True) as machine:
+    with VM(kernel_version, module=True, counting=True) as counting_vm, watched(counting_vm) as machine:
         result = machine.run(programs / "slot_bench", "--vcpus", "0", "--other", "0", "--rounds", "20")
     assert result.outcome is Outcome.OK, result.report()
     report: Report = json.loads(result.stdout)

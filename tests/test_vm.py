@@ -238,6 +238,15 @@ def test_powered_off_vm_is_lost(own_vm: VM) -> None:
     assert shell(own_vm, "echo o > /proc/sysrq-trigger; sleep 60").outcome is Outcome.LOST
 
 
+def test_counting_vm_counts() -> None:
+    with VM(counting=True) as machine:
+        result = shell(machine, "nproc; cat /sys/devices/system/clocksource/clocksource0/current_clocksource; grep MHz /proc/cpuinfo")
+    processors, clock, megahertz = result.stdout.splitlines()
+    assert (processors, clock) == ("1", "tsc")
+    # An instruction is a nanosecond, and a cycle
+    assert float(megahertz.split(":")[1]) == pytest.approx(1000, abs=1)
+
+
 def test_death_between_commands_is_not_missed(own_vm: VM) -> None:
     own_vm.start()
     assert own_vm._qemu
@@ -326,6 +335,7 @@ def test_cli_wrong_module_parameter() -> None:
         (["--"], "COMMAND is missing"),
         (["--kernel", "2.4", "true"], "invalid choice: '2.4'"),
         (["--cpus", "0", "true"], "invalid positive value: '0'"),
+        (["--counting", "--cpus", "2", "true"], "--counting is for one processor"),
         (["--memory", "much", "true"], "invalid mebibytes value: 'much'"),
         (["--memory", "16", "true"], "invalid mebibytes value: '16'"),
         (["--timeout", "-1", "true"], "invalid seconds value: '-1'"),

@@ -104,13 +104,14 @@ try {
 
 	totals total;
 	/* And more, should a commit not yet have met a vCPU between its passes */
-	for (int i = 0; i < vms || (i < 20 * vms && !(total.rootless && total.nested)); i++)
+	int made = 0;
+	for (; made < vms || (made < 20 * vms && !(total.rootless && total.nested)); made++)
 		run(static_cast<unsigned int>(vcpus), total);
 	std::printf("{\"vms\": %d, \"vcpus\": %d, \"commits\": %" PRIu64
 		    ", \"park_uncovers\": %" PRIu64 ", \"park_nested\": %" PRIu64
 		    ", \"rootless\": %" PRIu64 ", \"nested_loops\": %" PRIu64 ", \"bad\": %" PRIu64
 		    "}\n",
-		    vms, vcpus, total.commits, total.uncovers, total.nested, total.rootless,
+		    made, vcpus, total.commits, total.uncovers, total.nested, total.rootless,
 		    total.nested_loops, total.bad);
 	return EXIT_SUCCESS;
 } catch (const std::invalid_argument &why) {
