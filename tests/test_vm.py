@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import debian
+import emulator
 import kernels
 import pytest
 import runner
@@ -41,6 +42,15 @@ def test_supported_kernels_are_known() -> None:
     lines = (debian.PROJECT / "versions.mk").read_text().splitlines()
     versions = [line.split(" := ")[1] for line in lines if line.startswith("KERNEL_M")]
     assert versions and set(versions) <= set(kernels.KERNELS)
+
+
+def test_bugs_are_taken_out_of_the_emulator_that_has_them(tmp_path: Path) -> None:
+    changed = emulator.emulator().program.read_bytes()
+    program = tmp_path / "qemu"
+    program.write_bytes(changed)
+    with pytest.raises(debian.DebianError, match="another helper_vmrun than this was written for"):
+        emulator.take_bugs_out(program)
+    assert program.read_bytes() == changed
 
 
 # Results

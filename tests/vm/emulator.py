@@ -2,12 +2,13 @@
 """The QEMU that the test VM runs in where the machine cannot virtualize.
 
 Debian 12's own QEMU 7.2 is not it: its TCG now and then runs a stale translation of code that another processor has
-patched.  So it is the newest that Debian builds for Debian 12, unpacked below .cache/qemu/, with two bugs taken out of
-it that make emulated SVM unusable with more than one processor.  Both are in 7.2 and in 10.0.
+patched.  So it is the newest that Debian builds for Debian 12, unpacked below .cache/, with bugs taken out of it that
+make emulated SVM unusable with more than one processor.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabio
 
 @dataclass(frozen=True)
 class Change:
-    """Of the first bytes of a function; both are of the same length, or nothing is before."""
+    """Of bytes that a function has exactly once, or of its first ones if nothing is before."""
 
     function: str
-    before: bytes
-    after: bytes
+    before: str  # hexadecimal, as after, and as long
+    after: str
 
 
 CHANGES = (
@@ -33,10 +34,21 @@ CHANGES = (
     # processor's flags, without a lock.  Those flags say, too, whether that one is in a guest.  About every second run
     # of eight vCPUs, without memslot, ended with a vCPU that had its host's registers, or with a thread's stack
     # overwritten.  The bit is about how MS-DOS learns of floating point errors.  Now: ret.
-    Change("cpu_clear_ignne", b"", b"\xc3"),
-    # A guest's write to CR8, by a processor that handles it for KVM, gets here without the lock that is asserted to be
-    # held (OVMF does it).  Now: the jump over the failure is always taken.
-    Change("tcg_handle_interrupt", b"\x84\xc0\x75", b"\x84\xc0\xeb"),
+    Change("cpu_clear_ignne", "", "c3"),
+    # A processor's pending interrupts are bits of one word, which other processors and timers set, with QEMU's lock
+    # held; it changes the virtual interrupt's itself on every VMRUN and VMEXIT, without the lock.  What came in between
+    # was lost: a processor that then halted, in a guest of its own, slept for seconds, with the interrupt in its APIC
+    # ("info lapic"), and so did who waited for it.  Once in some thirty boots of a QEMU with four vCPUs.  (QEMU made all
+    # of these atomic later, in 2025.)
+    # Now: lock orb/andb of the word's second byte, where the virtual interrupt is.
+    Change("helper_vmrun", "818b10d5ffff00010000", "f0808b11d5ffff016690"),
+    Change("do_vmexit", "81a310d5fffffffeffff", "f080a311d5fffffe6690"),
+    # And lock or/and of the word for the others.  This asserts, too, that QEMU's lock is held, which it is not when a
+    # processor handles CR8 for KVM (OVMF writes it): the jump over the failure is always taken.
+    Change("tcg_handle_interrupt", "84c07524", "84c0eb23"),
+    Change("tcg_handle_interrupt", "0f1f0009abd0000000", "6690f009abd0000000"),
+    # not %esi; lock and %esi,0xd0(%rdi); ret
+    Change("cpu_reset_interrupt", "", "f7d6f021b7d0000000c3"),
 )
 
 
@@ -60,32 +72,37 @@ class Emulator:
         return {**os.environ, "QEMU_MODULE_DIR": str(self.root / "usr/lib/x86_64-linux-gnu/qemu")}
 
 
-def _offset_in_file(program: Path, function: str) -> int:
-    """Where a program's file has a function that its modules may call."""
+def _place_in_file(program: Path, function: str) -> tuple[int, int]:
+    """Where a program's file has a function that its modules may call, and its size."""
     symbols = (line.split() for line in output(["readelf", "--wide", "--dyn-syms", str(program)]).splitlines())
-    (address,) = (int(symbol[1], 16) for symbol in symbols if symbol[7:] == [function])
+    ((address, size),) = ((int(symbol[1], 16), int(symbol[2])) for symbol in symbols if symbol[7:] == [function])
     for line in output(["readelf", "--wide", "--segments", str(program)]).splitlines():
         match line.split():
-            case ["LOAD", offset, start, _, size, *_] if int(start, 16) <= address < int(start, 16) + int(size, 16):
-                return int(offset, 16) + address - int(start, 16)
+            case ["LOAD", offset, start, _, length, *_] if int(start, 16) <= address < int(start, 16) + int(length, 16):
+                return int(offset, 16) + address - int(start, 16), size
     raise DebianError(f"{program} has no segment with {function}")
 
 
-def _take_bugs_out(program: Path) -> None:
+def take_bugs_out(program: Path) -> None:
+    """Makes the changes in QEMU's file; DebianError, and none of them, if it is not the one that they are for."""
+    changed = []
     with open(program, "r+b") as file:
         for change in CHANGES:
-            offset = _offset_in_file(program, change.function)
+            before, after = bytes.fromhex(change.before), bytes.fromhex(change.after)
+            offset, size = _place_in_file(program, change.function)
             file.seek(offset)
-            at = file.read(32).find(change.before)
-            if at < 0:
+            code = file.read(size)
+            if len(after) > size or (before and code.count(before) != 1):
                 raise DebianError(f"{program} has another {change.function} than this was written for")
-            file.seek(offset + at)
-            file.write(change.after)
+            changed.append((offset + code.find(before), after))
+        for offset, after in changed:
+            file.seek(offset)
+            file.write(after)
 
 
 def emulator() -> Emulator:
     """The emulator, after downloading it if it is not in the cache."""
-    target = CACHE / "qemu"
+    target = CACHE / f"qemu-{hashlib.sha256(repr(CHANGES).encode()).hexdigest()[:8]}"
     with locked(CACHE):
         if not target.exists():
             progress(f"downloading QEMU of {SUITE} into {target.relative_to(PROJECT)}")
@@ -93,6 +110,6 @@ def emulator() -> Emulator:
             with tempfile.TemporaryDirectory(dir=CACHE, prefix=".qemu-") as directory:
                 root = Path(directory) / "root"
                 apt.with_update(lambda: apt.unpack(PACKAGES, root))
-                _take_bugs_out(Emulator(root).program)
+                take_bugs_out(Emulator(root).program)
                 root.rename(target)
     return Emulator(target)
