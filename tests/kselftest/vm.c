@@ -349,9 +349,8 @@ __u32 spinner_rounds(const struct spinner *spinner)
 	return __atomic_load_n((const __u32 *)counter, __ATOMIC_SEQ_CST);
 }
 
-bool spinner_progresses(const struct spinner *spinner, __u32 rounds)
+static bool gets_on(const struct spinner *spinner, __u32 start, __u32 rounds)
 {
-	const __u32 start = spinner_rounds(spinner);
 	const double deadline = seconds() + 15;
 
 	while (spinner_rounds(spinner) - start < rounds) {
@@ -364,6 +363,11 @@ bool spinner_progresses(const struct spinner *spinner, __u32 rounds)
 	return true;
 }
 
+bool spinner_progresses(const struct spinner *spinner, __u32 rounds)
+{
+	return gets_on(spinner, spinner_rounds(spinner), rounds);
+}
+
 unsigned int spinner_interrupted(const struct spinner *spinner)
 {
 	return __atomic_load_n(&spinner->interrupted, __ATOMIC_SEQ_CST);
@@ -373,15 +377,18 @@ bool spinner_start(struct spinner *spinner, struct vm *vm, unsigned int vcpu,
 		   const void *routine, __u64 gpa, unsigned int pages)
 {
 	struct sigaction action = { .sa_handler = do_nothing };
+	__u32 start;
 
 	*spinner = (struct spinner){ .vm = vm, .vcpu = vcpu };
+	/* A guest that halts counts once, and may have done so when pthread_create() returns. */
+	start = spinner_rounds(spinner);
 	sigaction(SIGUSR1, &action, NULL);
 	vm_set_registers(vm, vcpu, routine, gpa, pages, 0,
 			 GUEST_COUNTERS + vcpu * COUNTER_STRIDE);
 	errno = pthread_create(&spinner->thread, NULL, spin, spinner);
 	if (errno)
 		return failed("pthread_create");
-	return spinner_progresses(spinner, 1);
+	return gets_on(spinner, start, 1);
 }
 
 bool spinner_stop(struct spinner *spinner)
