@@ -25,7 +25,7 @@ class Change:
     """Of bytes that a function has exactly once, or of its first ones if nothing is before."""
 
     function: str
-    before: str  # hexadecimal, as after, and as long
+    before: str  # hexadecimal, like after; as long, unless empty
     after: str
 
 
