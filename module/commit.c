@@ -75,7 +75,7 @@ static bool changes(const struct plan_change *change)
 
 /* ---- Step 1: look up, plan, allocate ---- */
 
-static bool all_nothing(const struct plan *plan)
+static bool changes_nothing(const struct plan *plan)
 {
 	return !plan->touched;
 }
@@ -312,10 +312,10 @@ static bool needs_fence(const struct plan *plan)
  */
 static void raise_fence(struct commit *c)
 {
-	c->fenced_at = ktime_get_ns();
 	if (!needs_fence(&c->plan))
 		return;
 	write_lock(&c->kvm->mmu_lock);
+	c->fenced_at = ktime_get_ns();
 	compat_fence_raise(c->kvm, &c->plan);
 	write_unlock(&c->kvm->mmu_lock);
 }
@@ -460,33 +460,36 @@ static void report_plan(struct commit *c, u32 park_cause)
 	reply->pages_remapped = plan->pages_remapped;
 	reply->pages_removed = plan->pages_removed;
 	reply->pages_added = plan->pages_added;
-	if (all_nothing(plan))
+	if (changes_nothing(plan))
 		return;
 	reply->park_cause = park_cause ?: c->parked_for;
 	reply->strategy = reply->park_cause ? MEMSLOT_STRATEGY_PARK : MEMSLOT_STRATEGY_FENCE;
 }
 
+/*
+ * With slots_lock, or as a reader: a layout that is still to come into force has
+ * the generation of the one before.
+ */
 static void report_generations(struct kvm *kvm, struct memslot_commit *reply)
 {
 	u32 as;
 
-	lockdep_assert_held(&kvm->slots_lock);
-
 	for (as = 0; as < compat_address_spaces(kvm); as++)
-		reply->generation[as] = __kvm_memslots(kvm, as)->generation;
+		reply->generation[as] = __kvm_memslots(kvm, as)->generation &
+					~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 }
 
 /**
- * commit_refused - report on a batch that was refused before commit_apply()
+ * commit_refused - report on a batch that was refused before any lock was taken
  * @kvm: the VM
  * @reply: out: the generations
  */
 void commit_refused(struct kvm *kvm, struct memslot_commit *reply)
 {
-	if (mutex_lock_killable(&kvm->slots_lock))
-		return;
+	int reader = srcu_read_lock(&kvm->srcu);
+
 	report_generations(kvm, reply);
-	mutex_unlock(&kvm->slots_lock);
+	srcu_read_unlock(&kvm->srcu, reader);
 }
 
 /* ---- The way through ---- */
@@ -499,7 +502,7 @@ static u32 park_cause(struct commit *c)
 }
 
 /* With slots_arch_lock; releases it. */
-static int apply(struct commit *c, u32 cause)
+static int apply(struct commit *c)
 {
 	int err;
 
@@ -546,7 +549,7 @@ static int attempt(struct commit *c)
 	err = make_plan(c);
 	if (err)
 		return err;
-	if (all_nothing(&c->plan)) {
+	if (changes_nothing(&c->plan)) {
 		report_plan(c, MEMSLOT_PARK_NOT);
 		return 0;
 	}
@@ -562,6 +565,12 @@ static int attempt(struct commit *c)
 	}
 
 	mutex_lock(&c->kvm->slots_arch_lock);
+	err = gate_tracked(c->kvm, &c->error.reason);
+	if (err) {
+		mutex_unlock(&c->kvm->slots_arch_lock);
+		unwind(c);
+		return err;
+	}
 	cause = park_cause(c);
 	if (may_need_parking && cause) {
 		/* The first nested root came in between. */
@@ -570,7 +579,7 @@ static int attempt(struct commit *c)
 		c->parked_for = cause;
 		return NEEDS_PARKING;
 	}
-	err = apply(c, cause);
+	err = apply(c);
 	if (!err)
 		report_plan(c, cause);
 	return err;
@@ -634,7 +643,9 @@ int commit_apply(struct kvm *kvm, const struct plan_request *request,
 	err = gate_refusal(kvm, &c.error.reason);
 	if (!err)
 		err = harvest_pin(&c.harvest, request, &c.error);
-	if (!err)
+	if (err)
+		commit_refused(kvm, reply);
+	else
 		err = attempt_locked(&c);
 	if (err == NEEDS_PARKING)
 		err = attempt_parked(&c);

@@ -34,6 +34,25 @@ void gate_rules(struct kvm *kvm, struct plan_rules *rules)
 }
 
 /**
+ * gate_tracked - does another module track the VM's pages?
+ * @kvm: the VM
+ * @reason: out, on error: enum memslot_reason
+ *
+ * Trackers change counts per slot under locks that a commit does not hold.  With
+ * slots_arch_lock held the answer stays true until that is released; but where
+ * trackers take mmu_lock only (until Linux 6.8) one can still come in between.
+ *
+ * Return: 0 or -EOPNOTSUPP.
+ */
+int gate_tracked(struct kvm *kvm, u32 *reason)
+{
+	if (!compat_page_tracked(kvm))
+		return 0;
+	*reason = MEMSLOT_REASON_PAGE_TRACK;
+	return -EOPNOTSUPP;
+}
+
+/**
  * gate_refusal - is this a VM that the module does not change?
  * @kvm: the VM
  * @reason: out, on error: enum memslot_reason
@@ -53,12 +72,7 @@ int gate_refusal(struct kvm *kvm, u32 *reason)
 		*reason = MEMSLOT_REASON_VM_TYPE;
 		return -EOPNOTSUPP;
 	}
-	/* Trackers change counts per slot under locks that a park does not hold. */
-	if (compat_page_tracked(kvm)) {
-		*reason = MEMSLOT_REASON_PAGE_TRACK;
-		return -EOPNOTSUPP;
-	}
-	return 0;
+	return gate_tracked(kvm, reason);
 }
 
 /**
@@ -76,10 +90,10 @@ u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 	/*
 	 * KVM's emulator writes by one lookup of a slot and marks the page dirty by
 	 * another, which may find the new layout.  And where the processor logs
-	 * pages, a vCPU keeps the last ones to itself until it leaves the guest, and
-	 * then looks them up by gfn.  Pages that keep their gfn do not mind.
+	 * pages (PML), a vCPU keeps the last ones to itself until it leaves the guest,
+	 * and then looks them up by gfn.  Pages that keep their gfn do not mind.
 	 */
-	if (plan->hands_back || (plan->moves_log && compat_logs_in_hardware(kvm)))
+	if (plan->hands_back || plan->moves_log)
 		return MEMSLOT_PARK_DIRTY_LOG;
 
 	/* With all old slots still there nothing can refer to one that is gone. */

@@ -8,6 +8,7 @@
 #include "plan.h"
 
 void gate_rules(struct kvm *kvm, struct plan_rules *rules);
+int gate_tracked(struct kvm *kvm, u32 *reason);
 int gate_refusal(struct kvm *kvm, u32 *reason);
 u32 gate_park_cause(struct kvm *kvm, const struct plan *plan);
 

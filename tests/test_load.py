@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from building import make_module
+from kernels import make_command
 from runner import VM, Outcome
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -52,6 +55,23 @@ def test_hidden_symbols_are_named(directory: Path, kernel_version: str) -> None:
         assert sorted(said) == sorted(f"cannot find {hidden} in this kernel" for hidden in HIDDEN.values())
         left = vm.run("/bin/sh", "-c", "! grep -w memslot /proc/modules && ! test -e /dev/memslot")
         assert left.outcome is Outcome.OK, left.report()
+
+
+@pytest.mark.every_kernel
+def test_vm_that_another_module_tracks(directory: Path, kernel_version: str) -> None:
+    """It is refused; since 6.9 for good, for KVM does not tell any more whether there will be another tracker."""
+    for source in (PROJECT / "tests/page_track").iterdir():
+        shutil.copy(source, directory)
+    make = make_command(kernel_version, f"M={directory}", "modules", shared=[directory])
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["make", "--silent", "-C", PROJECT / "tests/guests", f"BUILD={BUILD}"], check=True)
+    with VM(kernel_version, module=True) as vm:
+        assert vm.run("insmod", directory / "page_track.ko").outcome is Outcome.OK
+        result = vm.run(BUILD / "guests/tracked")
+        assert result.outcome is Outcome.OK and result.complaints == [], result.report()
+    refused = f"errno {errno.EOPNOTSUPP}: another module (KVMGT) tracks the VM's pages"
+    ended = "0 created, 1 moved" if kernel_version in ("6.1", "6.1-debug") else refused
+    assert result.stdout.splitlines() == ["1 created, 0 moved", refused, ended]
 
 
 def test_unloading_leaves_nothing(kernel_version: str) -> None:

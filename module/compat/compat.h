@@ -8,6 +8,7 @@
 
 #include <linux/kprobes.h>
 #include <linux/kvm_host.h>
+#include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/sched/task.h>
 
@@ -90,31 +91,26 @@ static inline bool compat_is_protected(struct kvm *kvm)
 	       internal(__SCT__kvm_x86_mem_enc_unregister_region)(kvm, &nowhere) != -ENOTTY;
 }
 
-/* Does anybody but KVM's own shadow MMU track pages of this VM? */
+/*
+ * Does anybody but KVM's own shadow MMU track pages of this VM?  Since Linux 6.9
+ * also: has anybody done so?  That is set under slots_arch_lock before the first
+ * tracker is in the list, and for good: the next one takes no lock that we have.
+ */
 static inline bool compat_page_tracked(struct kvm *kvm)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
-#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
-	return !hlist_empty(&kvm->arch.track_notifier_head.track_notifier_list);
-#else
-	return false;
-#endif
-#else
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
 	struct hlist_head *trackers = &kvm->arch.track_notifier_head.track_notifier_list;
 	struct hlist_node *own = &kvm->arch.mmu_sp_tracker.node;
 
 	/* No lock: nothing but addresses is compared, and @own is the VM's. */
 	return READ_ONCE(trackers->first) != own || READ_ONCE(own->next);
-#endif
-}
-
-/* Does page-modification logging feed this VM's dirty logs? */
-static inline bool compat_logs_in_hardware(struct kvm *kvm)
-{
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-	return kvm->arch.cpu_dirty_log_size;
+#elif !defined(CONFIG_KVM_EXTERNAL_WRITE_TRACKING)
+	return false;
+#elif LINUX_VERSION_CODE < KERNEL_VERSION(6, 9, 0)
+	return !hlist_empty(&kvm->arch.track_notifier_head.track_notifier_list);
 #else
-	return memslot_kvm_x86_ops->cpu_dirty_log_size;
+	/* pairs with the release in KVM's kvm_enable_external_write_tracking() */
+	return smp_load_acquire(&kvm->arch.external_write_tracking_enabled);
 #endif
 }
 
@@ -156,8 +152,9 @@ static inline void compat_fence_drop(struct kvm *kvm, const struct plan *plan)
 
 /*
  * Zap a range by the TDP MMU without letting go of mmu_lock.  @slot names the
- * address space only, as long as no rmaps are in use.  Returns whether TLBs
- * must be flushed.
+ * address space only, as long as no rmaps are in use; its id, 0, is a user's, so
+ * that newer kernels do not take it for that of the APIC page.  Returns whether
+ * TLBs must be flushed.
  */
 static inline bool compat_unmap(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t start,
 				gfn_t end)
@@ -241,6 +238,17 @@ static inline void compat_account(struct kvm *kvm, const struct kvm_memory_slot 
 	bool does = new && new->flags & KVM_MEM_LOG_DIRTY_PAGES;
 
 	atomic_add(does - did, &kvm->nr_memslots_dirty_logging);
+#endif
+}
+
+/* Pin user pages; caller holds mmap_lock. */
+static inline long compat_pin_user_pages(unsigned long start, unsigned long n,
+					 unsigned int flags, struct page **pages)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+	return pin_user_pages(start, n, flags, pages);
+#else
+	return pin_user_pages(start, n, flags, pages, NULL);
 #endif
 }
 

@@ -99,6 +99,7 @@ struct expectation {
 	__u32 moved;
 	__u32 reflagged;
 	__u32 touched;
+	bool moves_log; /* not in the reply: why it parks */
 	__u64 pages_kept;
 	__u64 pages_remapped;
 	__u64 pages_removed;
@@ -123,6 +124,9 @@ int device_commit_with(int device, struct memslot_commit *commit,
 
 /* ioctl() as a function that returns 0, a positive result or a negative errno. */
 int call_ioctl(int fd, unsigned long request, void *argument);
+
+/* A page that is not there until its userfaultfd provides it.  Returns that, or -1. */
+int page_to_come(unsigned char **page);
 
 /* A VM without the module, and its parts. */
 bool vm_create(struct vm *vm, unsigned int vcpus, unsigned int pool_pages, enum pool_kind kind);

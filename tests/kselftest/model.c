@@ -106,14 +106,16 @@ static bool count_change(const struct memslot_entry *old, const struct memslot_e
 	if (same_region(old, new))
 		return false;
 	if (old->memory_size != new->memory_size || old->userspace_addr != new->userspace_addr ||
-	    ((old->flags ^ new->flags) & MEMSLOT_ENTRY_READONLY))
+	    ((old->flags ^ new->flags) & MEMSLOT_ENTRY_READONLY)) {
 		expectation->replaced++;
-	else if (old->guest_phys_addr == new->guest_phys_addr)
+	} else if (old->guest_phys_addr == new->guest_phys_addr) {
 		expectation->reflagged++;
-	else if (old->flags == new->flags)
+	} else if (old->flags == new->flags) {
 		expectation->moved++;
-	else
+		expectation->moves_log |= old->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
+	} else {
 		expectation->replaced++;
+	}
 	return true;
 }
 
@@ -157,7 +159,7 @@ void model_expect(const struct vm *vm, const struct memslot_entry *entries, unsi
 		return;
 	for (i = 0; i < count; i++)
 		hands_back |= entries[i].dirty_bitmap;
-	if (hands_back) {
+	if (hands_back || expectation->moves_log) {
 		expectation->strategy = MEMSLOT_STRATEGY_PARK;
 		expectation->park_cause = MEMSLOT_PARK_DIRTY_LOG;
 		return;

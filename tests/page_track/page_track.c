@@ -11,14 +11,8 @@
 static DEFINE_MUTEX(track_lock); /* protects tracked */
 static struct kvm *tracked;
 
-static void ignore_write(struct kvm_vcpu *vcpu, gpa_t gpa, const u8 *new, int bytes,
-			 struct kvm_page_track_notifier_node *node)
-{
-}
-
-static struct kvm_page_track_notifier_node tracker = {
-	.track_write = ignore_write,
-};
+/* Nothing is tracked, so there is nothing to be told of. */
+static struct kvm_page_track_notifier_node tracker;
 
 static void untrack(void)
 {
@@ -31,16 +25,24 @@ static void untrack(void)
 
 static int track(int fd)
 {
-	struct fd f = fdget(fd);
+	struct file *file = fget(fd);
+	struct kvm *kvm;
 	int err = -EINVAL;
 
-	if (f.file && file_is_kvm(f.file)) {
-		tracked = f.file->private_data;
-		kvm_get_kvm(tracked);
-		kvm_page_track_register_notifier(tracked, &tracker);
-		err = 0;
+	if (!file)
+		return -EBADF;
+	/* file_is_kvm() is not for modules any more */
+	if (!strcmp(file->f_path.dentry->d_name.name, "kvm-vm")) {
+		kvm = file->private_data;
+		kvm_page_track_register_notifier(kvm, &tracker);
+		/* what that returns depends on the kernel */
+		err = hlist_unhashed(&tracker.node) ? -EIO : 0;
 	}
-	fdput(f);
+	if (!err) {
+		kvm_get_kvm(kvm);
+		tracked = kvm;
+	}
+	fput(file);
 	return err;
 }
 
