@@ -16,41 +16,85 @@
 
 #include "compat/compat.h"
 
-/*
- * Well above what a grace period takes by itself.  Who holds a vCPU's mutex for
- * so long is hardly in any other ioctl; if it is, or enters KVM_RUN just now, it
- * sees a signal that is none.
- */
+/* Well above what a grace period takes by itself. */
 #define PATROL_MS 20
+
+/* Threads that are watched at once; if there are more, they get their turn. */
+#define SUSPECTS 16
 
 struct patrol {
 	struct delayed_work work;
 	struct kvm *kvm;
+	/* who held which vCPU's mutex outside KVM_RUN when the patrol last came by */
+	struct {
+		struct kvm_vcpu *vcpu;
+		struct task_struct *holder;
+	} suspect[SUSPECTS];
+	unsigned int suspects;
+	/* the vCPU to go on with */
+	unsigned long next;
 };
 
-/* All that it takes to make a thread leave a loop that looks for signals. */
+/* Who holds the vCPU's mutex and is not in KVM_RUN, with a reference, or NULL. */
+static struct task_struct *holder_outside_run(struct kvm_vcpu *vcpu)
+{
+	return compat_in_kvm_run(vcpu) ? NULL : compat_mutex_owner(&vcpu->mutex);
+}
+
+/*
+ * Make a thread leave a loop that looks for signals.  Who sets the flag must wake
+ * and kick, for nobody does who finds it set.  The kernel wakes sleepers that can
+ * be interrupted only, by a function that is not for modules; others look again
+ * and go on to sleep.
+ */
 static void interrupt(struct task_struct *task)
 {
-	set_tsk_thread_flag(task, TIF_NOTIFY_SIGNAL);
+	if (!test_and_set_tsk_thread_flag(task, TIF_NOTIFY_SIGNAL) && !wake_up_process(task))
+		kick_process(task);
+}
+
+/*
+ * KVM_RUN has the mutex before it says so, and after, but not for long (until 6.12
+ * for a grace period of RCU where another thread than before runs the vCPU).  Who
+ * is outside it twice in a row is hardly in any other ioctl than the one that loops.
+ */
+static void judge_suspects(struct patrol *self)
+{
+	while (self->suspects) {
+		struct task_struct *before = self->suspect[--self->suspects].holder;
+		struct task_struct *now =
+			holder_outside_run(self->suspect[self->suspects].vcpu);
+
+		if (now == before)
+			interrupt(now);
+		if (now)
+			put_task_struct(now);
+		put_task_struct(before);
+	}
+}
+
+static void look_for_suspects(struct patrol *self)
+{
+	unsigned long vcpus = atomic_read(&self->kvm->online_vcpus);
+	unsigned long n;
+
+	for (n = 0; n < vcpus && self->suspects < SUSPECTS; n++) {
+		struct kvm_vcpu *vcpu = kvm_get_vcpu(self->kvm, self->next++ % vcpus);
+		struct task_struct *holder = holder_outside_run(vcpu);
+
+		if (!holder)
+			continue;
+		self->suspect[self->suspects].vcpu = vcpu;
+		self->suspect[self->suspects++].holder = holder;
+	}
 }
 
 static void patrol(struct work_struct *work)
 {
 	struct patrol *self = container_of(to_delayed_work(work), struct patrol, work);
-	struct kvm_vcpu *vcpu;
-	unsigned long i;
 
-	kvm_for_each_vcpu(i, vcpu, self->kvm) {
-		struct task_struct *owner;
-
-		if (compat_in_kvm_run(vcpu))
-			continue;
-		owner = compat_mutex_owner(&vcpu->mutex);
-		if (!owner)
-			continue;
-		interrupt(owner);
-		put_task_struct(owner);
-	}
+	judge_suspects(self);
+	look_for_suspects(self);
 	schedule_delayed_work(&self->work, msecs_to_jiffies(PATROL_MS));
 }
 
@@ -72,5 +116,7 @@ void readers_wait(struct kvm *kvm, bool parked)
 	if (patrolled) {
 		cancel_delayed_work_sync(&self.work);
 		destroy_delayed_work_on_stack(&self.work);
+		while (self.suspects)
+			put_task_struct(self.suspect[--self.suspects].holder);
 	}
 }
