@@ -6,6 +6,12 @@
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/userfaultfd_k.h>
+
+#include "compat/compat.h"
+
+/* Pages that are pinned before others may have mmap_lock */
+#define PIN_CHUNK 512UL
 
 static unsigned long pages_of(const struct memslot_entry *entry)
 {
@@ -38,16 +44,50 @@ static int count_pages(struct harvest *harvest, const struct plan_request *reque
 	return 0;
 }
 
+/* Does userfaultfd provide some of these pages?  With mmap_lock. */
+static bool are_to_come(unsigned long start, unsigned long end)
+{
+	struct vm_area_struct *vma;
+
+	for (; start < end; start = vma->vm_end) {
+		vma = find_vma(current->mm, start);
+		if (!vma || vma->vm_start >= end)
+			return false;
+		if (userfaultfd_armed(vma))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Without sleeping in userfaultfd: the thread that would provide the page may be
+ * this one.  So with mmap_lock held, but only there, for that makes all other
+ * sleep deaf to fatal signals.
+ */
+static long pin(unsigned long address, unsigned long n, struct page **pages)
+{
+	/* for long: a commit waits for locks, and for readers that sleep */
+	const unsigned int flags = FOLL_WRITE | FOLL_LONGTERM;
+	bool to_come;
+	long got = 0;
+
+	if (mmap_read_lock_killable(current->mm))
+		return -EINTR;
+	to_come = are_to_come(address, address + (n << PAGE_SHIFT));
+	if (to_come)
+		got = compat_pin_user_pages(address, n, flags, pages);
+	mmap_read_unlock(current->mm);
+	return to_come ? got : pin_user_pages_fast(address, n, flags, pages);
+}
+
 static int pin_buffer(struct harvest *harvest, const struct memslot_entry *entry)
 {
 	unsigned long address = entry->dirty_bitmap & PAGE_MASK;
 	unsigned long n = pages_of(entry);
-	int got;
+	long got;
 
 	while (n) {
-		/* for long: a commit waits for locks, and for readers that sleep */
-		got = pin_user_pages_fast(address, n, FOLL_WRITE | FOLL_LONGTERM,
-					  harvest->pages + harvest->pinned);
+		got = pin(address, min(n, PIN_CHUNK), harvest->pages + harvest->pinned);
 		if (got <= 0)
 			return got == -EINTR || got == -ENOMEM ? got : -EFAULT;
 		harvest->pinned += got;

@@ -45,7 +45,9 @@ static void zap_pause(struct kvm *kvm, bool *flush)
 
 /*
  * Drop nothing but what changes.  A SPTE of the TDP MMU does not refer to its
- * slot, so those of gfns that keep host address and flags may stay.
+ * slot, so those of gfns that keep host address and flags may stay.  Tables that
+ * are empty then stay, too, until all are zapped, as in KVM without
+ * KVM_X86_QUIRK_SLOT_ZAP_ALL; they are accounted to the VM's cgroup.
  *
  * KVM must not let go of mmu_lock inside a range: it would flush what it zapped
  * there and not what is still to be flushed of the ranges before.  An MMU

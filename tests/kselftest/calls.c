@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The ioctls of /dev/memslot as functions, and what sysfs says of KVM. */
+/* The ioctls of /dev/memslot and others as functions, and what sysfs says of KVM. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,6 +30,25 @@ int call_ioctl(int fd, unsigned long request, void *argument)
 	int result = ioctl(fd, request, argument);
 
 	return result < 0 ? -errno : result;
+}
+
+int page_to_come(unsigned char **page)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = {
+		.range.len = PAGE,
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	const int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	*page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	range.range.start = (unsigned long)*page;
+	if (fd < 0 || *page == MAP_FAILED || ioctl(fd, UFFDIO_API, &api) ||
+	    ioctl(fd, UFFDIO_REGISTER, &range)) {
+		fprintf(stderr, "# userfaultfd: %s\n", strerror(errno));
+		return -1;
+	}
+	return fd;
 }
 
 int device_open(void)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Dirty logging of slots that a batch made, and what becomes of the log when they change. */
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -700,7 +701,8 @@ static bool is_refused(FIXTURE_DATA(dirty) *self, const struct memslot_entry *en
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
 		got = device_commit(self->vm.device, flags[i], entries, count, &self->reply);
 		if (got == err && self->reply.failed_index == index &&
-		    self->reply.reason == reason)
+		    self->reply.reason == reason &&
+		    !memcmp(before, self->reply.generation, sizeof(before)))
 			continue;
 		fprintf(stderr, "# flags %u: %s, entry %d, reason %u\n", flags[i], strerror(-got),
 			(int)self->reply.failed_index, self->reply.reason);
@@ -765,6 +767,24 @@ TEST_F(dirty, buffers_that_are_refused)
 	batch[0] = handing_back(absent(1), room, 16);
 	ASSERT_EQ(0, device_commit(self->vm.device, 0, batch, 1, &self->reply));
 	munmap(room, 2 * PAGE);
+}
+
+/* Who would provide the page may be who commits, and must not wait for itself. */
+TEST_F(dirty, buffer_whose_page_is_to_come)
+{
+	unsigned char *page;
+	const int uffd = page_to_come(&page);
+	struct uffdio_zeropage zero = { .range = { .start = (unsigned long)page, .len = PAGE } };
+	const struct memslot_entry gone = handing_back(absent(1), page, 8);
+
+	ASSERT_LE(0, uffd);
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(is_refused(self, &gone, 1, -EFAULT, 0, MEMSLOT_REASON_BITMAP_UNWRITABLE));
+	ASSERT_EQ(0, call_ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_TRUE(apply(self, &gone, 1));
+	ASSERT_EQ(TWO_PAGES, *(__u64 *)page);
+	munmap(page, PAGE);
+	close(uffd);
 }
 
 struct unprivileged {

@@ -247,7 +247,7 @@ TEST_F(running, requested_park_interrupts_and_lets_go)
 			for (n = 0; n < VCPUS; n++)
 				before[n] = spinner_interrupted(&self->spinners[n]);
 			ASSERT_TRUE(try_commit(self, MEMSLOT_COMMIT_PARK, steps[i].entries,
-					   steps[i].count));
+					       steps[i].count));
 			ASSERT_TRUE(all_progress(self));
 			for (n = 0; n < VCPUS; n++) {
 				ASSERT_LT(before[n], spinner_interrupted(&self->spinners[n]));
@@ -368,7 +368,7 @@ TEST_F(running, signals_do_not_end_a_commit)
 	ASSERT_EQ(0, setitimer(ITIMER_REAL, &often, NULL));
 	for (i = 0; i < 24; i++) {
 		ASSERT_TRUE(try_commit(self, i / 4 % 2 ? MEMSLOT_COMMIT_PARK : 0,
-				   steps[i % 4].entries, steps[i % 4].count));
+				       steps[i % 4].entries, steps[i % 4].count));
 	}
 	ASSERT_EQ(0, setitimer(ITIMER_REAL, &never, NULL));
 	ASSERT_LT(0, alarms);
@@ -398,22 +398,13 @@ static void *sleep_in_a_fault(void *argument)
 /* Makes vCPU 0 read a page that is not there until somebody provides it. */
 static bool sleeper_start(struct sleeper *sleeper, struct vm *vm)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct memslot_entry entry;
 	struct uffd_msg message;
 	struct pollfd poll_uffd;
 
 	sleeper->vm = vm;
-	sleeper->page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			     -1, 0);
-	sleeper->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (sleeper->page == MAP_FAILED || sleeper->uffd < 0 ||
-	    ioctl(sleeper->uffd, UFFDIO_API, &api))
-		return false;
-	range.range.start = (unsigned long)sleeper->page;
-	range.range.len = PAGE;
-	if (ioctl(sleeper->uffd, UFFDIO_REGISTER, &range))
+	sleeper->uffd = page_to_come(&sleeper->page);
+	if (sleeper->uffd < 0)
 		return false;
 	entry = vm_region(vm, 8, SLEEPY, 1, 0);
 	entry.userspace_addr = (unsigned long)sleeper->page;
