@@ -23,6 +23,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -64,6 +65,41 @@ inline constexpr std::array features{feature::query,	     feature::test_only,
 				     feature::park,	     feature::replace_all,
 				     feature::if_generation, feature::dirty_bitmap};
 
+namespace detail {
+
+/*
+ * A newer module may know more numbers than this header.  An enum holds no more bits than its
+ * enumerators have (anything else is undefined), so all of them become the highest it can hold.
+ */
+template <auto last>
+constexpr decltype(last) to_enum(std::uint32_t number) noexcept
+{
+	constexpr std::uint32_t highest = std::bit_ceil(last + 1U) - 1;
+
+	static_assert(highest > last, "no number is left for what is unknown");
+	return static_cast<decltype(last)>(std::min(number, highest));
+}
+
+} // namespace detail
+
+/** The reason with this number; one that only a newer module knows has words, but no name. */
+[[nodiscard]] constexpr enum memslot_reason to_reason(std::uint32_t number) noexcept
+{
+	return detail::to_enum<MEMSLOT_REASON_NO_ROOM>(number);
+}
+
+/** The strategy with this number; see to_reason(). */
+[[nodiscard]] constexpr enum memslot_strategy to_strategy(std::uint32_t number) noexcept
+{
+	return detail::to_enum<MEMSLOT_STRATEGY_PARK>(number);
+}
+
+/** The cause of parking with this number; see to_reason(). */
+[[nodiscard]] constexpr enum memslot_park_cause to_park_cause(std::uint32_t number) noexcept
+{
+	return detail::to_enum<MEMSLOT_PARK_DIRTY_LOG>(number);
+}
+
 /*
  * The switches below have no default on purpose: an enumerator without words does not
  * compile, whatever warnings the including program asks for.
@@ -82,8 +118,9 @@ inline constexpr std::array features{feature::query,	     feature::test_only,
 	case MEMSLOT_REASON_NONE:
 		return "see the errno";
 	case MEMSLOT_REASON_ARGUMENT:
-		return "entry_size or a reserved field is wrong; "
-		       "rebuild with this module's <linux/memslot.h>";
+		return "entry_size, a reserved field or one whose flag is not set is wrong, or "
+		       "replace_all names nothing; if memslot.hpp made the call, build with this "
+		       "module's <linux/memslot.h>";
 	case MEMSLOT_REASON_UNREADABLE:
 		return "the entry lies in memory that cannot be read";
 	case MEMSLOT_REASON_ENTRY_TOO_NEW:
@@ -108,7 +145,7 @@ inline constexpr std::array features{feature::query,	     feature::test_only,
 	case MEMSLOT_REASON_GPA_RANGE:
 		return "the region wraps or ends above what the VM can address";
 	case MEMSLOT_REASON_TOO_LARGE:
-		return "more than 2^31 - 1 pages in one slot, or too many pages in all slots";
+		return "more than 2^31 - 1 pages in one slot";
 	case MEMSLOT_REASON_DUPLICATE:
 		return "an earlier entry, staged or inline, names the same slot; "
 		       "keep one entry per slot";
@@ -198,7 +235,7 @@ inline constexpr std::array features{feature::query,	     feature::test_only,
 	case MEMSLOT_PARK_UNCOVERS:
 		return "memory goes away uncovered while a vCPU could start a nested guest";
 	case MEMSLOT_PARK_DIRTY_LOG:
-		return "the processor keeps part of the last dirty bitmap until a vCPU stops";
+		return "a last dirty bitmap is handed back, or a slot with a dirty log moves";
 	}
 	return "unknown";
 }
@@ -349,21 +386,34 @@ public:
 	/** The value; throws memslot::error if there is none. */
 	[[nodiscard]] T &value() &
 	{
-		if (!has_value())
-			throw memslot::error(error());
-		return *std::get_if<0>(&content_);
+		must_have_value();
+		return **this;
+	}
+
+	/** The value; throws memslot::error if there is none. */
+	[[nodiscard]] const T &value() const &
+	{
+		must_have_value();
+		return **this;
 	}
 
 	/** The value, moved out; throws memslot::error if there is none. */
 	[[nodiscard]] T &&value() &&
 	{
-		return std::move(value());
+		must_have_value();
+		return *std::move(*this);
 	}
 
 	/** The value; only if has_value(). */
-	[[nodiscard]] T &operator*() noexcept
+	[[nodiscard]] T &operator*() &noexcept
 	{
 		return *std::get_if<0>(&content_);
+	}
+
+	/** The value, moved out; only if has_value(). */
+	[[nodiscard]] T &&operator*() &&noexcept
+	{
+		return std::move(*std::get_if<0>(&content_));
 	}
 
 	/** The value; only if has_value(). */
@@ -373,7 +423,7 @@ public:
 	}
 
 	/** The value; only if has_value(). */
-	[[nodiscard]] const T &operator*() const noexcept
+	[[nodiscard]] const T &operator*() const &noexcept
 	{
 		return *std::get_if<0>(&content_);
 	}
@@ -391,6 +441,12 @@ public:
 	}
 
 private:
+	void must_have_value() const
+	{
+		if (!has_value())
+			throw memslot::error(error());
+	}
+
 	std::variant<T, failure> content_;
 };
 
@@ -456,8 +512,8 @@ struct region {
 /** A slot as it is today. */
 struct slot_info : region {
 	/**
-	 * KVM_MEM_GUEST_MEMFD: memory that is not this process's; a commit that would change such a
-	 * slot fails with EOPNOTSUPP
+	 * KVM_MEM_GUEST_MEMFD: memory that is not this process's; a commit that names such a slot
+	 * fails with EOPNOTSUPP, even to leave it as it is
 	 */
 	bool guest_memfd = false;
 };
@@ -476,7 +532,34 @@ public:
 	/** What was never queried: empty, and no commit can depend on it. */
 	layout() noexcept = default;
 
-	/** Makes room: queries will not allocate while there are up to @p count slots. */
+	layout(const layout &other) = default;
+	layout &operator=(const layout &other) = default;
+
+	/** Leaves @p other as if it had never been queried. */
+	layout(layout &&other) noexcept
+	    : entries_(std::exchange(other.entries_, {})), slots_(std::exchange(other.slots_, {})),
+	      address_space_(std::exchange(other.address_space_, 0)),
+	      generation_(std::exchange(other.generation_, std::nullopt))
+	{
+	}
+
+	layout &operator=(layout &&other) noexcept
+	{
+		layout moved(std::move(other));
+
+		std::swap(entries_, moved.entries_);
+		std::swap(slots_, moved.slots_);
+		std::swap(address_space_, moved.address_space_);
+		std::swap(generation_, moved.generation_);
+		return *this;
+	}
+
+	~layout() = default;
+
+	/**
+	 * Makes room: queries will not allocate while there are up to @p count slots.  A copy has
+	 * no such room.
+	 */
 	void reserve(std::size_t count)
 	{
 		slots_.reserve(count);
@@ -553,7 +636,13 @@ public:
 private:
 	friend class device;
 
-	/* Takes over what the kernel wrote into entries_; there is room */
+	/* The room that the kernel's array has: a copied vector need not have it */
+	void reserve_slots()
+	{
+		slots_.reserve(entries_.size());
+	}
+
+	/* Takes over what the kernel wrote into entries_; reserve_slots() was called */
 	void assign(const memslot_query &reply) noexcept
 	{
 		slots_.clear();
@@ -577,7 +666,6 @@ private:
 
 	/* The kernel's array: all of it is room, what it holds is of no use after a query */
 	std::vector<memslot_entry> entries_;
-	/* Capacity at least entries_.size() */
 	std::vector<slot_info> slots_;
 	std::uint32_t address_space_ = 0;
 	std::optional<std::uint64_t> generation_;
@@ -871,7 +959,10 @@ struct report {
 	std::uint32_t created;
 	/** slots that are gone */
 	std::uint32_t deleted;
-	/** slots with another size, host address or READONLY */
+	/**
+	 * slots with another size, host address or READONLY, or that are moved and have dirty
+	 * logging switched at once
+	 */
 	std::uint32_t replaced;
 	/** slots with only another guest address */
 	std::uint32_t moved;
@@ -896,9 +987,10 @@ struct report {
 /**
  * An open /dev/memslot; owns the file descriptor, can be moved but not copied.
  *
- * Every method but the destructor and the assignment may be called from several threads at once:
- * the kernel runs them one after the other.  Besides what each method names, any of them can fail
- * with EINTR (a fatal signal is pending) and, on a moved-from device, EBADF.
+ * Every method but the destructor, the assignment and release() may be called from several threads
+ * at once: the kernel runs them one after the other, query() and info() beside them.  Besides what
+ * each method names, any of them can fail with EINTR (a fatal signal is pending) and, on a
+ * moved-from device, EBADF.
  */
 class device {
 public:
@@ -960,6 +1052,12 @@ public:
 		return fd_;
 	}
 
+	/** Gives the descriptor, -1 if none is owned, to the caller; owns nothing then. */
+	[[nodiscard]] int release() noexcept
+	{
+		return std::exchange(fd_, -1);
+	}
+
 	/**
 	 * What the module can do; needs no VM.
 	 *
@@ -1015,7 +1113,7 @@ public:
 			return failure{
 				.op = operation::bind,
 				.errnum = errno,
-				.reason = static_cast<enum memslot_reason>(arg.reason),
+				.reason = to_reason(arg.reason),
 			};
 		return arg.address_spaces;
 	}
@@ -1047,7 +1145,7 @@ public:
 			return failure{
 				.op = operation::stage,
 				.errnum = errno,
-				.reason = static_cast<enum memslot_reason>(arg.reason),
+				.reason = to_reason(arg.reason),
 				.index = arg.failed_index,
 			};
 		return {};
@@ -1125,12 +1223,12 @@ public:
 			return failure{
 				.op = operation::commit,
 				.errnum = errno,
-				.reason = static_cast<enum memslot_reason>(arg.reason),
+				.reason = to_reason(arg.reason),
 				.index = arg.failed_index,
 			};
 		return report{
-			.strategy = static_cast<enum memslot_strategy>(arg.strategy),
-			.park_cause = static_cast<enum memslot_park_cause>(arg.park_cause),
+			.strategy = to_strategy(arg.strategy),
+			.park_cause = to_park_cause(arg.park_cause),
 			.created = arg.created,
 			.deleted = arg.deleted,
 			.replaced = arg.replaced,
@@ -1178,6 +1276,7 @@ public:
 		for (unsigned int turns = 8;; turns--) {
 			memslot_query arg{};
 
+			into.reserve_slots();
 			arg.size = sizeof(arg);
 			arg.entries = reinterpret_cast<std::uintptr_t>(into.entries_.data());
 			arg.count = static_cast<std::uint32_t>(into.entries_.size());
@@ -1191,7 +1290,7 @@ public:
 				return failure{
 					.op = operation::query,
 					.errnum = errno,
-					.reason = static_cast<enum memslot_reason>(arg.reason),
+					.reason = to_reason(arg.reason),
 				};
 			into.reserve(std::size_t{arg.count} + arg.count / 8 + 8);
 		}

@@ -199,12 +199,9 @@ std::string list_counts(const commit_seen &commit, const std::array<named_count,
 std::string describe(const commit_seen &commit)
 {
 	std::string text;
-	const auto strategy =
-		static_cast<enum memslot_strategy>(commit.strategy.value_or(MEMSLOT_STRATEGY_NONE));
-	const auto cause =
-		static_cast<enum memslot_park_cause>(commit.cause.value_or(MEMSLOT_PARK_NOT));
-	const auto reason =
-		static_cast<enum memslot_reason>(commit.reason.value_or(MEMSLOT_REASON_NONE));
+	const auto strategy = memslot::to_strategy(commit.strategy.value_or(MEMSLOT_STRATEGY_NONE));
+	const auto cause = memslot::to_park_cause(commit.cause.value_or(MEMSLOT_PARK_NOT));
+	const auto reason = memslot::to_reason(commit.reason.value_or(MEMSLOT_REASON_NONE));
 
 	if (commit.flags.value_or(0) & MEMSLOT_COMMIT_TEST_ONLY)
 		text += "test only: ";

@@ -7,9 +7,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <future>
 #include <linux/kvm.h>
 #include <sys/mman.h>
-#include <thread>
 
 namespace {
 
@@ -17,7 +17,7 @@ constexpr std::uint64_t dimm = 1 << 20;
 constexpr unsigned int threads = 4;
 constexpr unsigned int dimms_per_thread = 8;
 
-/* All there is to it */
+/* All there is to it; slot ids are used from 0 on without gaps here */
 void plug(memslot::device &dev, memslot::layout &now, const void *memory)
 {
 	memslot::batch batch;
@@ -70,18 +70,21 @@ try {
 	const int vm = create_vm();
 	std::byte *memory = allocate((1 + threads * dimms_per_thread) * dimm);
 	auto dev = memslot::device::open();
-	std::vector<std::jthread> plugging;
+	std::vector<std::future<void>> plugging;
 
 	dev.bind(vm);
 	dev.commit(memslot::batch().set({.memory_size = dimm, .userspace_addr = memory}));
 	for (unsigned int i = 0; i < threads; i++)
-		plugging.emplace_back([&dev, mine = memory + (1 + i * dimms_per_thread) * dimm] {
-			memslot::layout now;
+		plugging.push_back(
+			std::async(std::launch::async,
+				   [&dev, mine = memory + (1 + i * dimms_per_thread) * dimm] {
+					   memslot::layout now;
 
-			for (unsigned int j = 0; j < dimms_per_thread; j++)
-				plug(dev, now, mine + j * dimm);
-		});
-	plugging.clear();
+					   for (unsigned int j = 0; j < dimms_per_thread; j++)
+						   plug(dev, now, mine + j * dimm);
+				   }));
+	for (std::future<void> &each : plugging)
+		each.get(); /* throws here what was thrown there */
 
 	const memslot::layout now = dev.query();
 	const memslot::slot_info &last = now[now.size() - 1];

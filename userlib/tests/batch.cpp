@@ -192,31 +192,42 @@ void errors_have_words()
 	expect(std::string_view(none.what()) == "memslot: reset: Input/output error");
 
 	std::set<std::string_view> seen;
-	for (int reason = 0; reason <= MEMSLOT_REASON_NO_ROOM; reason++) {
-		const auto words = memslot::words(static_cast<enum memslot_reason>(reason));
+	for (std::uint32_t reason = 0; reason <= MEMSLOT_REASON_NO_ROOM; reason++) {
+		const auto words = memslot::words(memslot::to_reason(reason));
 
 		expect(words.size() > 5 && !words.ends_with('.'));
 		expect(seen.insert(words).second);
 	}
-	static_assert(!memslot::words(static_cast<enum memslot_reason>(63)).empty());
+	/* What only a newer module knows is one that the enum can hold */
+	static_assert(std::uint32_t{memslot::to_reason(200)} < 64);
+	static_assert(std::uint32_t{memslot::to_strategy(200)} < 4);
+	static_assert(std::uint32_t{memslot::to_park_cause(200)} < 8);
+	static_assert(memslot::to_reason(MEMSLOT_REASON_NO_ROOM) == MEMSLOT_REASON_NO_ROOM);
+	static_assert(memslot::words(memslot::to_reason(200)).starts_with("a reason that only"));
+	static_assert(memslot::to_strategy(MEMSLOT_STRATEGY_PARK) == MEMSLOT_STRATEGY_PARK);
+	static_assert(memslot::words(memslot::to_strategy(~0U)) == "unknown");
+	static_assert(memslot::to_park_cause(MEMSLOT_PARK_NESTED) == MEMSLOT_PARK_NESTED);
+	static_assert(memslot::words(memslot::to_park_cause(8)) == "unknown");
 	for (const memslot::feature each : memslot::features)
 		expect(seen.insert(memslot::words(each)).second);
-	for (int cause = 0; cause <= MEMSLOT_PARK_DIRTY_LOG; cause++)
-		expect(seen.insert(memslot::words(static_cast<enum memslot_park_cause>(cause)))
-			       .second);
-	for (int strategy = 0; strategy <= MEMSLOT_STRATEGY_PARK; strategy++)
-		expect(seen.insert(memslot::words(static_cast<enum memslot_strategy>(strategy)))
-			       .second);
+	for (std::uint32_t cause = 0; cause <= MEMSLOT_PARK_DIRTY_LOG; cause++)
+		expect(seen.insert(memslot::words(memslot::to_park_cause(cause))).second);
+	for (std::uint32_t strategy = 0; strategy <= MEMSLOT_STRATEGY_PARK; strategy++)
+		expect(seen.insert(memslot::words(memslot::to_strategy(strategy))).second);
 	expect(!seen.contains("unknown"));
 }
 
 void results()
 {
 	memslot::result<int> good(5);
+	const memslot::result<int> constant(6);
 	const memslot::failure why{.op = memslot::operation::stage, .errnum = EINVAL};
-	memslot::result<int> bad(why);
+	const memslot::result<int> bad(why);
 
 	expect(good && *good == 5 && good.value() == 5);
+	expect(constant && *constant == 6 && constant.value() == 6);
+	good.value() = 7;
+	expect(*good == 7);
 	expect(!bad && bad.error().errnum == EINVAL);
 	try {
 		(void)bad.value();
@@ -246,9 +257,13 @@ void devices()
 	auto wrong = memslot::device::try_open("/dev/null");
 	expect(wrong.has_value());
 	const int fd = wrong->fd();
-	memslot::device moved = std::move(wrong).value();
+	memslot::device moved = *std::move(wrong);
 	/* NOLINTNEXTLINE(bugprone-use-after-move): nothing may be left to close twice */
 	expect(moved.fd() == fd && wrong->fd() == -1);
+	memslot::device given_up = memslot::device::try_open("/dev/null").value();
+	const int released = given_up.release();
+	expect(given_up.fd() == -1 && fcntl(released, F_GETFD) == FD_CLOEXEC);
+	close(released);
 	const auto info = moved.try_info();
 	expect(!info && info.error().errnum == ENOTTY);
 	const auto commit = moved.try_commit({});

@@ -16,6 +16,7 @@ namespace {
 std::function<int(unsigned long request, void *argument)> answer;
 
 std::size_t allocations;
+bool out_of_memory;
 
 } // namespace
 
@@ -33,7 +34,7 @@ extern "C" int ioctl(int, unsigned long request, ...) noexcept
 
 void *operator new(std::size_t bytes)
 {
-	void *memory = std::malloc(bytes ? bytes : 1);
+	void *memory = out_of_memory ? nullptr : std::malloc(bytes ? bytes : 1);
 
 	if (!memory)
 		throw std::bad_alloc();
@@ -200,6 +201,41 @@ void query_makes_room()
 	expect(chased.size() == 507 && vm.queries == 2);
 }
 
+void query_into_a_copy()
+{
+	const memslot::device dev;
+	memslot::layout now;
+	fake_vm vm;
+
+	now.reserve(100);
+	use(vm);
+	dev.query(now);
+	/* There is room in the kernel's array, but none for slots */
+	memslot::layout copy = now;
+	vm.add(50);
+	out_of_memory = true;
+	const auto done = dev.try_query(copy);
+	out_of_memory = false;
+	expect(!done && done.error().errnum == ENOMEM);
+	expect(copy.empty() && copy.generation() == 0U);
+	dev.query(copy);
+	expect(copy.size() == 50 && now.empty());
+
+	/* What was moved away is no longer queried, and can be again */
+	const memslot::layout moved = std::move(copy);
+	/* NOLINTBEGIN(*-use-after-move,clang-analyzer-cplusplus.Move): promised */
+	expect(moved.size() == 50 && moved.generation() == 50U);
+	expect(copy.empty() && !copy.generation());
+	now = moved;
+	expect(now.size() == 50 && now.generation() == 50U);
+	copy = std::move(now);
+	expect(copy.size() == 50 && copy.generation() == 50U);
+	expect(now.empty() && !now.generation());
+	dev.query(now);
+	expect(now.size() == 50);
+	/* NOLINTEND(*-use-after-move,clang-analyzer-cplusplus.Move) */
+}
+
 void query_gives_up()
 {
 	const memslot::device dev;
@@ -290,6 +326,94 @@ void commit_options()
 	static_assert(!std::is_convertible_v<int, memslot::address_spaces>);
 }
 
+/* Each field of the reply is another number */
+void commit_answers()
+{
+	memslot::device dev;
+
+	answer = [](unsigned long, void *argument) {
+		auto &arg = *static_cast<memslot_commit *>(argument);
+
+		arg.strategy = MEMSLOT_STRATEGY_PARK;
+		arg.park_cause = MEMSLOT_PARK_NESTED;
+		arg.created = 11;
+		arg.deleted = 12;
+		arg.replaced = 13;
+		arg.moved = 14;
+		arg.reflagged = 15;
+		arg.grace_periods = 16;
+		arg.pages_kept = 1ULL << 41;
+		arg.pages_remapped = 1ULL << 42;
+		arg.pages_removed = 1ULL << 43;
+		arg.pages_added = 1ULL << 44;
+		arg.ns_fenced = 1ULL << 45;
+		arg.generation[0] = 1ULL << 46;
+		arg.generation[1] = 1ULL << 47;
+		return 0;
+	};
+
+	const memslot::report report = dev.commit({});
+	expect(report.strategy == MEMSLOT_STRATEGY_PARK);
+	expect(report.park_cause == MEMSLOT_PARK_NESTED);
+	expect(report.created == 11 && report.deleted == 12 && report.replaced == 13);
+	expect(report.moved == 14 && report.reflagged == 15 && report.grace_periods == 16);
+	expect(report.pages_kept == 1ULL << 41 && report.pages_remapped == 1ULL << 42);
+	expect(report.pages_removed == 1ULL << 43 && report.pages_added == 1ULL << 44);
+	expect(report.ns_fenced == std::chrono::nanoseconds(1LL << 45));
+	expect(report.generation[0] == 1ULL << 46 && report.generation[1] == 1ULL << 47);
+
+	answer = [](unsigned long, void *argument) {
+		auto &arg = *static_cast<memslot_commit *>(argument);
+
+		arg.reason = MEMSLOT_REASON_OVERLAP_ENTRY;
+		arg.failed_index = 17;
+		return EEXIST;
+	};
+	const auto failed = dev.try_commit({});
+	expect(!failed && failed.error().errnum == EEXIST && failed.error().index == 17);
+	expect(failed.error().reason == MEMSLOT_REASON_OVERLAP_ENTRY);
+}
+
+void stage_and_reset()
+{
+	memslot::batch batch;
+	memslot::device dev;
+
+	batch.remove(5).remove(6, 1);
+	answer = [&batch](unsigned long request, void *argument) {
+		const auto &arg = *static_cast<memslot_stage *>(argument);
+
+		expect(request == MEMSLOT_IOC_STAGE && arg.size == sizeof(arg) && arg.flags == 0);
+		expect(arg.count == 2 && arg.entry_size == sizeof(memslot_entry));
+		expect(reinterpret_cast<const memslot_entry *>(arg.entries) ==
+		       batch.entries().data());
+		return 0;
+	};
+	dev.stage(batch);
+
+	answer = [](unsigned long, void *argument) {
+		auto &arg = *static_cast<memslot_stage *>(argument);
+
+		arg.reason = MEMSLOT_REASON_DUPLICATE;
+		arg.failed_index = 1;
+		return EINVAL;
+	};
+	const auto failed = dev.try_stage(batch);
+	expect(!failed && failed.error().errnum == EINVAL && failed.error().index == 1);
+	expect(failed.error().reason == MEMSLOT_REASON_DUPLICATE);
+
+	unsigned int resets = 0;
+	answer = [&resets](unsigned long request, void *argument) {
+		const auto &arg = *static_cast<memslot_reset *>(argument);
+
+		expect(request == MEMSLOT_IOC_RESET && arg.size == sizeof(arg) && arg.flags == 0);
+		resets++;
+		return 0;
+	};
+	dev.reset();
+	expect(resets == 1);
+}
+
 void commit_if_generation()
 {
 	memslot::batch normal, both;
@@ -370,8 +494,11 @@ int main()
 	query_empty();
 	query_fields();
 	query_makes_room();
+	query_into_a_copy();
 	query_gives_up();
 	commit_options();
+	commit_answers();
+	stage_and_reset();
 	commit_if_generation();
 	bind_options();
 	info_answers();

@@ -219,6 +219,50 @@ void query_only()
 	expect(status == 0);
 }
 
+void stage()
+{
+	const machine host;
+	auto dev = bound(host);
+	memslot::batch staged, inlined;
+
+	staged.set(host.at(0, 0, 4)).set(host.at(1, 4, 4));
+	dev.stage(staged);
+	expect(dev.query().empty());
+	inlined.set(host.at(2, 8, 4));
+	const memslot::report report = dev.commit(inlined);
+	expect(report.created == 3 && report.pages_added == 12 && report.grace_periods == 1);
+	expect(holds(dev.query(), {host.at(0, 0, 4), host.at(1, 4, 4), host.at(2, 8, 4)}));
+
+	/* One index counts the staged entries and then the others; a failure keeps the staged */
+	memslot::region logged = host.at(0, 0, 4);
+	logged.log_dirty_pages = true;
+	staged.clear();
+	staged.set(logged).remove(1);
+	dev.stage(staged);
+	inlined.clear();
+	inlined.remove(2).remove(77);
+	const auto failed = dev.try_commit(inlined);
+	expect(!failed && failed.error().errnum == ENOENT && failed.error().index == 3);
+	expect(dev.query().size() == 3);
+	inlined.clear();
+	const memslot::report kept = dev.commit(inlined);
+	expect(kept.reflagged == 1 && kept.deleted == 1 && kept.pages_removed == 4);
+	expect(holds(dev.query(), {logged, host.at(2, 8, 4)}));
+
+	staged.clear();
+	dev.stage(staged.remove(2));
+	dev.reset();
+	expect(dev.commit(inlined).grace_periods == 0);
+	expect(dev.query().size() == 2);
+
+	/* Other memory below the same guest pages */
+	memslot::region elsewhere = host.at(2, 8, 4);
+	elsewhere.userspace_addr = host.memory + 20 * page;
+	inlined.set(elsewhere);
+	const memslot::report replaced = dev.commit(inlined);
+	expect(replaced.replaced == 1 && replaced.pages_remapped == 4);
+}
+
 void replace_all()
 {
 	const machine host;
@@ -325,6 +369,7 @@ try {
 	query();
 	query_many();
 	query_only();
+	stage();
 	replace_all();
 	if_generation();
 	last_dirty_bitmap();
