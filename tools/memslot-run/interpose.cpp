@@ -781,6 +781,10 @@ long syscall(long number, ...) noexcept
 		one = va_arg(args, long);
 	va_end(args);
 
+	/* Where the call takes these */
+	void *const address = reinterpret_cast<void *>(a[0]);
+	const auto length = static_cast<size_t>(a[1]);
+
 	switch (number) {
 	case SYS_ioctl:
 		return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
@@ -819,15 +823,27 @@ long syscall(long number, ...) noexcept
 		leaves(moment::block);
 		break;
 	case SYS_mmap:
-		if (!(a[3] & MAP_FIXED))
-			break;
-		[[fallthrough]];
+		return reinterpret_cast<long>(mmap(address, length, static_cast<int>(a[2]),
+						   static_cast<int>(a[3]), static_cast<int>(a[4]),
+						   a[5]));
 	case SYS_munmap:
+		return munmap(address, length);
 	case SYS_mremap:
+		return reinterpret_cast<long>(mremap(address, length, static_cast<size_t>(a[2]),
+						     static_cast<int>(a[3]), a[4]));
 	case SYS_mprotect:
+		return mprotect(address, length, static_cast<int>(a[2]));
+	case SYS_pkey_mprotect:
+		return pkey_mprotect(address, length, static_cast<int>(a[2]),
+				     static_cast<int>(a[3]));
 	case SYS_madvise:
-		memory_changes(reinterpret_cast<void *>(a[0]), static_cast<size_t>(a[1]));
-		break;
+		return madvise(address, length, static_cast<int>(a[2]));
+	case SYS_shmdt:
+		return shmdt(address);
+	case SYS_fallocate:
+		return fallocate(static_cast<int>(a[0]), static_cast<int>(a[1]), a[2], a[3]);
+	case SYS_ftruncate:
+		return ftruncate(static_cast<int>(a[0]), a[1]);
 	}
 	return next<"syscall">(syscall, number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -37,6 +37,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /* As env(1) and its kind have it */
+constexpr int exit_failed = 125;
 constexpr int exit_cannot_run = 126;
 constexpr int exit_not_found = 127;
 
@@ -48,23 +49,23 @@ constexpr const char *library_name = "libmemslot-run.so";
 	std::exit(status);
 }
 
-[[noreturn]] void usage(int status)
+[[noreturn]] void help()
 {
-	(status ? std::cerr : std::cout)
-		<< "Usage: memslot-run [--stats[=FILE]] [--] COMMAND [ARG]...\n"
-		   "Runs COMMAND, a KVM user, with its memory calls batched by /dev/memslot.\n"
-		   "\n"
-		   "  --stats        at the end, one line about the batches on stderr\n"
-		   "  --stats=FILE   the same in FILE, as JSON\n"
-		   "\n"
-		   "See memslot-run(1).\n";
-	std::exit(status);
+	std::cout << "Usage: memslot-run [--stats[=FILE]] [--] COMMAND [ARG]...\n"
+		     "Runs COMMAND, a KVM user, with its memory calls batched by /dev/memslot.\n"
+		     "\n"
+		     "  --stats        at the end, one line about the batches on stderr\n"
+		     "  --stats=FILE   the same in FILE, as JSON\n"
+		     "  -h, --help     this text\n"
+		     "\n"
+		     "See memslot-run(1).\n";
+	std::exit(EXIT_SUCCESS);
 }
 
 struct options {
 	bool stats = false;
-	/** empty: stderr */
-	std::string stats_file;
+	/** nothing: stderr */
+	std::optional<std::string> stats_file;
 	char **command = nullptr;
 };
 
@@ -77,21 +78,25 @@ options parse(int argc, char **argv)
 	}};
 	options wanted;
 
+	/* getopt_long() complains itself, and names the program so */
+	argv[0] = program_invocation_short_name;
 	/* The first that is no option is the command: what follows is the command's */
 	for (int c; (c = getopt_long(argc, argv, "+h", known.data(), nullptr)) != -1;) {
 		switch (c) {
 		case 's':
 			wanted.stats = true;
-			wanted.stats_file = optarg ? optarg : "";
+			wanted.stats_file.reset();
+			if (optarg)
+				wanted.stats_file = optarg;
 			break;
 		case 'h':
-			usage(EXIT_SUCCESS);
+			help();
 		default:
-			usage(EXIT_FAILURE);
+			die(exit_failed, "see memslot-run --help");
 		}
 	}
 	if (optind == argc)
-		usage(EXIT_FAILURE);
+		die(exit_failed, "which command shall be run? See memslot-run --help");
 	wanted.command = argv + optind;
 	return wanted;
 }
@@ -102,18 +107,18 @@ void check_device()
 	auto device = memslot::device::try_open();
 
 	if (!device)
-		die(EXIT_FAILURE, "cannot open /dev/memslot (" +
-					  std::string(std::strerror(device.error().errnum)) +
-					  "): " + device.error().message());
+		die(exit_failed,
+		    "/dev/memslot: " + std::string(std::strerror(device.error().errnum)) + " (" +
+			    device.error().message() + ")");
 
 	auto info = device->try_info();
 
 	if (!info)
-		die(EXIT_FAILURE, "/dev/memslot is not this module's, or too old: load the one "
-				  "that memslot-run was built with");
+		die(exit_failed, "/dev/memslot is not this module's, or too old: load the one "
+				 "that memslot-run was built with");
 	if (!(info->features & MEMSLOT_FEATURE_TEST_ONLY))
-		die(EXIT_FAILURE, "the module is too old: it cannot test a batch; load the one "
-				  "that memslot-run was built with");
+		die(exit_failed, "the module is too old: it cannot test a batch; load the one "
+				 "that memslot-run was built with");
 }
 
 /** The command's file, found as execvp() does. */
@@ -211,13 +216,13 @@ std::string find_library()
 			continue;
 		/* These separate the names in LD_PRELOAD, and cannot be quoted */
 		if (candidate.string().find_first_of(" :") != std::string::npos)
-			die(EXIT_FAILURE, candidate.string() +
-						  ": LD_PRELOAD cannot name a path with a space "
-						  "or a colon; move memslot-run");
+			die(exit_failed, candidate.string() +
+						 ": LD_PRELOAD cannot name a path with a space "
+						 "or a colon; move memslot-run");
 		return candidate;
 	}
-	die(EXIT_FAILURE, std::string(library_name) + " is neither in " + here.string() +
-				  " nor in " + installed.string());
+	die(exit_failed, std::string(library_name) + " is neither in " + here.string() +
+				 " nor in " + installed.string());
 }
 
 /** The counters, and a path by which the command's processes find them. */
@@ -226,14 +231,14 @@ public:
 	shared_statistics() : fd_(memfd_create("memslot-run", MFD_CLOEXEC))
 	{
 		if (fd_ < 0 || ftruncate(fd_, sizeof(statistics)))
-			die(EXIT_FAILURE,
+			die(exit_failed,
 			    std::string("no memory for statistics: ") + std::strerror(errno));
 
 		void *memory = mmap(nullptr, sizeof(statistics), PROT_READ | PROT_WRITE, MAP_SHARED,
 				    fd_, 0);
 
 		if (memory == MAP_FAILED)
-			die(EXIT_FAILURE,
+			die(exit_failed,
 			    std::string("no memory for statistics: ") + std::strerror(errno));
 		counters_ = static_cast<statistics *>(memory);
 	}
@@ -256,6 +261,13 @@ private:
 double milliseconds(const counter &nanoseconds)
 {
 	return static_cast<double>(nanoseconds.load()) / 1e6;
+}
+
+/** A file that cannot be written is to be known before the command runs. */
+void check_stats_file(const std::string &name)
+{
+	if (!std::ofstream(name))
+		die(exit_failed, "--stats=" + name + ": " + std::strerror(errno));
 }
 
 /** For people. */
@@ -308,16 +320,16 @@ void report(const options &wanted, const statistics &counters)
 
 	if (!wanted.stats)
 		return;
-	if (wanted.stats_file.empty()) {
+	if (!wanted.stats_file) {
 		print_line(std::cerr, counters);
 		return;
 	}
 
-	std::ofstream file(wanted.stats_file);
+	std::ofstream file(*wanted.stats_file);
 
 	print_json(file, counters);
 	if (!file.flush())
-		std::cerr << "memslot-run: cannot write " << wanted.stats_file << ": "
+		std::cerr << "memslot-run: cannot write " << *wanted.stats_file << ": "
 			  << std::strerror(errno) << '\n';
 }
 
@@ -327,7 +339,7 @@ void report(const options &wanted, const statistics &counters)
 	/* Who kills the launcher for good means the command */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
-		_exit(EXIT_FAILURE);
+		_exit(exit_failed);
 	sigprocmask(SIG_SETMASK, &mask, nullptr);
 	execvp(file.c_str(), command);
 	die(exit_cannot_run, file.string() + ": " + std::strerror(errno));
@@ -381,6 +393,8 @@ int main(int argc, char **argv)
 
 	check_command(file);
 	check_device();
+	if (wanted.stats_file)
+		check_stats_file(*wanted.stats_file);
 
 	const shared_statistics counters;
 	const char *others = std::getenv("LD_PRELOAD");
@@ -403,7 +417,7 @@ int main(int argc, char **argv)
 	const pid_t child = fork();
 
 	if (child < 0)
-		die(EXIT_FAILURE, std::string("cannot fork: ") + std::strerror(errno));
+		die(exit_failed, std::string("cannot fork: ") + std::strerror(errno));
 	if (child == 0)
 		become(file, wanted.command, before, self);
 

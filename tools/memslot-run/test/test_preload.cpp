@@ -282,9 +282,55 @@ void test_moments()
 		 },
 		 true, true},
 		{"more of a file", [](guest &) { fallocate(file, 0, 0, page); }, false, false},
-		{"system call by number",
+		{"madvise by number",
 		 [](guest &g) { syscall(SYS_madvise, g.host(8), page, MADV_DONTNEED); }, true,
 		 true},
+		{"advice by number that takes nothing away",
+		 [](guest &g) { syscall(SYS_madvise, g.host(8), page, MADV_WILLNEED); }, false,
+		 false},
+		{"mprotect by number",
+		 [](guest &g) { syscall(SYS_mprotect, g.host(8), page, PROT_READ | PROT_WRITE); },
+		 true, true},
+		{"pkey_mprotect by number",
+		 [](guest &g) {
+			 syscall(SYS_pkey_mprotect, g.host(8), page, PROT_READ | PROT_WRITE, -1);
+		 },
+		 true, true},
+		{"mmap(MAP_FIXED) by number",
+		 [](guest &g) {
+			 const long at = syscall(SYS_mmap, g.host(8), page, PROT_READ | PROT_WRITE,
+						 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+			 holds(at == reinterpret_cast<long>(g.host(8)), "mmap by number");
+		 },
+		 true, true},
+		{"mremap by number onto the slot",
+		 [](guest &g) {
+			 void *from = mmap(nullptr, page, PROT_READ | PROT_WRITE,
+					   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			 const long to = syscall(SYS_mremap, from, page, page,
+						 MREMAP_MAYMOVE | MREMAP_FIXED, g.host(8));
+
+			 holds(to == reinterpret_cast<long>(g.host(8)), "mremap by number");
+		 },
+		 true, true},
+		{"munmap by number elsewhere",
+		 [](guest &) {
+			 const long at = syscall(SYS_mmap, nullptr, page, PROT_READ,
+						 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+			 holds(syscall(SYS_munmap, at, page) == 0, "munmap by number");
+		 },
+		 false, false},
+		{"a hole in a file by number",
+		 [](guest &) {
+			 syscall(SYS_fallocate, file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 0L, long{page});
+		 },
+		 true, true},
+		{"ftruncate by number", [](guest &) { syscall(SYS_ftruncate, file, long{page}); },
+		 true, true},
+		{"shmdt by number", [](guest &) { syscall(SYS_shmdt, nullptr); }, true, true},
 	};
 
 	for (const act &one : acts) {
