@@ -129,6 +129,9 @@ def test_unit() -> None:
         ["list", "1", "--vm"],
         ["list", "1", "--vm", "x"],
         ["list", "1", "--unknown"],
+        ["list", "1", "--json=x"],
+        ["list", "1", "-xy"],
+        ["list", "1", "--svg", ""],
         ["watch", "1", "2"],
         ["watch", "--json"],
         ["info", "--svg", "file"],
@@ -139,7 +142,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
     done = on_host(*arguments)
     assert done.returncode == WRONG_USAGE
     assert done.stdout == ""
-    assert re.fullmatch(r"memslotctl: .*; see memslotctl --help\n", done.stderr)
+    assert re.fullmatch(r"memslotctl: .*(; |\nmemslotctl: )see memslotctl --help\n", done.stderr)
 
 
 def test_help_and_man_page_agree() -> None:
@@ -421,6 +424,52 @@ def test_watch_of_one_process(run_in_vm: Run) -> None:
     assert len(lines) > 3
     assert {LINE.fullmatch(line)[1] for line in lines} == {pid}  # type: ignore[index]
     assert "or the process ends" in result.stderr
+
+
+def test_watch_knows_a_thread_that_ended(run_in_vm: Run) -> None:
+    """A thread creates the VM, commits nothing to it and ends, and so does the process."""
+    process = """if True:
+        import fcntl, os, struct, sys, threading
+
+        def live():
+            print(threading.get_native_id(), flush=True)
+            sys.stdin.readline()
+            vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
+            dev = os.open("/dev/memslot", os.O_RDWR)
+            fcntl.ioctl(dev, 0xB901, struct.pack("IIiIII", 24, 0, vm, 0, 0, 0))
+            fcntl.ioctl(dev, 0xB903, struct.pack("I", 144).ljust(144, bytes(1)))
+
+        thread = threading.Thread(target=live)
+        thread.start()
+        thread.join()
+    """
+    script = """
+	set -e
+	mkfifo /tmp/go
+	python3 -c "$2" < /tmp/go > /tmp/thread & one=$!
+	exec 3> /tmp/go
+	until [ -s /tmp/thread ]; do sleep 0.05; done
+	"$1" watch $one > /tmp/seen 2> /tmp/heard & watcher=$!
+	until grep -q watching /tmp/heard; do sleep 0.05; done
+	echo >&3
+	wait $watcher
+	cat /tmp/thread /tmp/seen
+    """
+    thread, line = run_in_vm("/bin/sh", "-c", script, "sh", MEMSLOTCTL, process).stdout.splitlines()
+    assert LINE.fullmatch(line)[1] == thread  # type: ignore[index]
+
+
+def test_watch_that_cannot_write(vm: VM) -> None:
+    script = """
+	"$2" --transactions 1000000 > /dev/null 2>&1 & churn=$!
+	"$1" watch > /dev/full 2> /tmp/heard
+	status=$?
+	kill $churn
+	tail -n 1 /tmp/heard >&2
+	exit $status
+    """
+    churn = BUILD / "guests" / "churn"
+    assert "No space left" in refused(vm, 1, "/bin/sh", "-c", script, "sh", MEMSLOTCTL, churn, timeout=60)
 
 
 def test_watch_disturbs_nobody(run_in_vm: Run) -> None:

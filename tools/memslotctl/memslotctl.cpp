@@ -66,7 +66,7 @@ See memslotctl(1).
 	throw problem(wrong_usage, what + "; see memslotctl --help");
 }
 
-unsigned int number(const char *text, unsigned int least)
+unsigned int number(const char *text, const char *what, unsigned int least)
 {
 	char *end = nullptr;
 
@@ -74,7 +74,8 @@ unsigned int number(const char *text, unsigned int least)
 	const unsigned long value = std::strtoul(text, &end, 10);
 	if (errno || end == text || *end || *text < '0' || *text > '9' || value < least ||
 	    value > INT32_MAX)
-		complain(std::string(text) + " is not a number that fits here");
+		complain(std::string(what) + ": " + text + " is not a number from " +
+			 std::to_string(least) + " on");
 	return static_cast<unsigned int>(value);
 }
 
@@ -91,15 +92,16 @@ void run(int argc, char **argv)
 	list_options wanted;
 	std::string list_only;
 
-	opterr = 0;
-	for (int c; (c = getopt_long(argc, argv, ":h", known.data(), nullptr)) != -1;) {
+	/* getopt_long() complains itself, and names the program so */
+	argv[0] = program_invocation_short_name;
+	for (int c; (c = getopt_long(argc, argv, "h", known.data(), nullptr)) != -1;) {
 		switch (c) {
 		case 'v':
-			wanted.vm = number(optarg, 0);
+			wanted.vm = number(optarg, "--vm", 0);
 			list_only = "--vm";
 			break;
 		case 'a':
-			wanted.address_space = number(optarg, 0);
+			wanted.address_space = number(optarg, "--address-space", 0);
 			list_only = "--address-space";
 			break;
 		case 'j':
@@ -108,15 +110,15 @@ void run(int argc, char **argv)
 			break;
 		case 's':
 			wanted.svg_file = optarg;
+			if (wanted.svg_file.empty())
+				complain("--svg needs the name of a file");
 			list_only = "--svg";
 			break;
 		case 'h':
 			std::fputs(usage, stdout);
 			return;
-		case ':':
-			complain(std::string(argv[optind - 1]) + " needs a value");
 		default:
-			complain(std::string("what is ") + argv[optind - 1] + "?");
+			throw problem(wrong_usage, "see memslotctl --help");
 		}
 	}
 
@@ -128,10 +130,10 @@ void run(int argc, char **argv)
 	if (command == "info" && words == 1) {
 		info();
 	} else if (command == "list" && words == 2) {
-		wanted.pid = static_cast<pid_t>(number(argv[optind + 1], 1));
+		wanted.pid = static_cast<pid_t>(number(argv[optind + 1], "PID", 1));
 		list(wanted);
 	} else if (command == "watch" && words <= 2) {
-		watch(words == 2 ? static_cast<pid_t>(number(argv[optind + 1], 1)) : 0);
+		watch(words == 2 ? static_cast<pid_t>(number(argv[optind + 1], "PID", 1)) : 0);
 	} else if (command == "list" && words == 1) {
 		complain("list needs the PID of a process that has a VM");
 	} else if (command.empty()) {

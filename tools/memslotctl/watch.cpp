@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <initializer_list>
 #include <poll.h>
+#include <set>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
@@ -144,20 +145,15 @@ std::string wall_clock(std::chrono::microseconds monotonic)
 	return text.data();
 }
 
-/* The one who created a VM is told as a thread. */
-bool belongs(pid_t thread, pid_t process)
-{
-	return !process || thread == process ||
-	       fs::exists("/proc/" + std::to_string(process) + "/task/" + std::to_string(thread));
-}
-
 class watcher {
 public:
 	explicit watcher(pid_t pid) : pid_(pid)
 	{
+		if (pid)
+			look_for_threads();
 	}
 
-	/* Prints what there is; false if nobody reads it any more. */
+	/* Prints what there is; false if nobody reads it any more.  Throws a problem. */
 	bool drain(int fd)
 	{
 		/* NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init): read() fills it */
@@ -170,7 +166,12 @@ public:
 				rest_.erase(0, end + 1);
 			}
 		}
-		return std::fflush(stdout) == 0;
+		if (std::fflush(stdout) == 0)
+			return true;
+		if (errno != EPIPE)
+			throw problem(failed,
+				      std::string("standard output: ") + std::strerror(errno));
+		return false;
 	}
 
 	void sum_up() const
@@ -184,11 +185,34 @@ public:
 	}
 
 private:
+	/* The threads of the process; one that has ended is still the creator of its VM. */
+	void look_for_threads()
+	{
+		std::error_code none;
+
+		for (const auto &entry :
+		     fs::directory_iterator("/proc/" + std::to_string(pid_) + "/task", none)) {
+			const std::string name = entry.path().filename();
+			pid_t thread = 0;
+
+			std::from_chars(name.data(), name.data() + name.size(), thread);
+			threads_.insert(thread);
+		}
+	}
+
+	/* The one who created a VM is told as a thread. */
+	bool belongs(pid_t thread)
+	{
+		if (!threads_.contains(thread))
+			look_for_threads();
+		return threads_.contains(thread);
+	}
+
 	void take(std::string_view line)
 	{
 		const auto commit = reader_.read(line);
 
-		if (!commit || !belongs(commit->vm, pid_))
+		if (!commit || (pid_ && !belongs(commit->vm)))
 			return;
 		commits_++;
 		std::printf("%s  vm %d  %s\n", wall_clock(commit->end).c_str(), commit->vm,
@@ -196,6 +220,7 @@ private:
 	}
 
 	pid_t pid_;
+	std::set<pid_t> threads_;
 	trace_reader reader_;
 	std::string rest_;
 	unsigned long long commits_ = 0;
