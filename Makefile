@@ -79,12 +79,12 @@ vm: module tools guests kselftest ## open a shell in a test VM with the module l
 
 .PHONY: demo
 demo: module tools guests ## show what the module does, in a test VM
-	@$(PYTHON) bench/demo.py
+	@$(PYTHON) bench/demo.py --kernel $(KERNEL)
 
 .PHONY: bench
 bench: module guests ## compare with KVM's own ioctl, and with pausing in userspace
-	@$(PYTHON) bench/one_slot.py
-	@$(PYTHON) bench/parking.py
+	@$(PYTHON) bench/one_slot.py --kernel $(KERNEL)
+	@$(PYTHON) bench/parking.py --kernel $(KERNEL)
 
 .PHONY: test
 test: modules tools guests kselftest ## build everything and run the tests

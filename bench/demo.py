@@ -9,14 +9,14 @@ transaction costs, both ways in one run.  Writes build/demo.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from in_vm import BUILD, PROJECT, Json
+from in_vm import BUILD, PROJECT, Json, common_options
+from debian import DebianError
+from options import at_least
 from runner import VM, Outcome, Result, VMError
 
 BOOTS = PROJECT / "tests" / "qemu" / "boots.py"
@@ -69,7 +69,7 @@ def boots(vm: VM, count: int, with_memslot: bool) -> Json:
     marks = {"finished": ".", "died": "X", "stuck": "?"}
     total: Json = {"boots": 0, "died": 0, "finished": 0, "stuck": 0}
     if with_memslot:
-        total |= {"changes": 0, "commits": 0, "fenced": 0, "parked": 0, "ms_in_commits": 0.0}
+        total |= {"changes": 0, "commits": 0, "fenced": 0, "parked": 0, "failed": 0, "lost": 0, "ms_in_commits": 0.0}
 
     say(f"  {title:18} ", end="")
     buffered = b""
@@ -147,7 +147,7 @@ def table(demo: Json) -> None:
     row("memslot changes", "", memslot["changes"])
     row("commits", "", memslot["commits"])
     row("  fenced: no vCPU left KVM_RUN", "", memslot["fenced"])
-    row("  parked: memory was uncovered", "", memslot["parked"])
+    row("  parked: KVM_RUN returned EINTR", "", memslot["parked"])
     row("milliseconds in commits, all boots", "", f"{memslot['ms_in_commits']:.1f}")
     line("├", "┼", "┤")
     row("Guests that watch their memory change", "one by one", "batched")
@@ -173,6 +173,8 @@ def failures(demo: Json) -> list[str]:
     memslot = demo["memslot"]
     if memslot["finished"] != memslot["boots"]:
         found.append(f"{memslot['boots'] - memslot['finished']} boots with the module did not reach the end of the firmware")
+    if memslot["failed"] or memslot["lost"]:
+        found.append(f"memslot-run made {memslot['failed']} batches one by one and lost {memslot['lost']}")
     for vcpus, seen in demo["guests"]["batched"].items():
         bad = {name: seen[name] for name in ("holes", "torn", "errors") if seen[name]}
         if bad:
@@ -180,18 +182,10 @@ def failures(demo: Json) -> list[str]:
     return found
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Shows what the module does; use `make demo`, which builds all it needs.")
-    parser.add_argument("--boots", type=positive, default=10, help="of QEMU, each way; default: %(default)s")
-    parser.add_argument("--transactions", type=positive, default=16, help="per scenario, mode and vCPU count; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=BUILD / "demo.json", help="default: build/demo.json")
+    parser = common_options("Shows what the module does; use `make demo`, which builds all it needs.", "demo.json")
+    parser.add_argument("--boots", type=at_least(1), default=10, help="of QEMU, each way; default: %(default)s")
+    parser.add_argument("--transactions", type=at_least(1), default=16, help="per scenario, mode and vCPU count; default: %(default)s")
     arguments = parser.parse_args()
 
     missing = [str(path) for path in (MEMSLOT_RUN, CHURN, BENCH) if not path.exists()]
@@ -202,8 +196,8 @@ def main() -> int:
     start = time.monotonic()
     demo: Json = {}
     try:
-        say("Booting a test VM with Debian 12's kernel and the module ...")
-        with VM(module=True) as vm:
+        say(f"Booting a test VM with Debian's kernel {arguments.kernel} and the module ...")
+        with VM(arguments.kernel, module=True) as vm:
             say("Stock QEMU boots (. finished, X KVM internal error, ? stuck):")
             demo["stock"] = boots(vm, arguments.boots, with_memslot=False)
             demo["memslot"] = boots(vm, arguments.boots, with_memslot=True)
@@ -211,8 +205,8 @@ def main() -> int:
             demo["guests"] = guests(vm, arguments.transactions)
             say("Time of a transaction while 1 vCPU runs:")
             demo |= ratios(vm)
-    except (DemoError, VMError) as error:
-        say(f"\ndemo: {error}")
+    except (DemoError, VMError, DebianError) as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
         return 1
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs a benchmark in a test VM with the module loaded."""
+"""What the benchmarks have in common: their options, and a test VM with the module loaded."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,14 +13,30 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tests" / "vm"))
 
-from runner import VM, Outcome, VMError  # noqa: E402
+from debian import DebianError  # noqa: E402
+from kernels import KERNELS  # noqa: E402
+from options import at_least  # noqa: E402
+from runner import DEFAULT_KERNEL, VM, Outcome, VMError  # noqa: E402
 
 BUILD = PROJECT / "build"
 
 Json = dict[str, Any]
 
 
-def reports(program: Path, runs: Iterable[Sequence[str]], *, counting: bool = False) -> list[Json]:
+def common_options(description: str, output: str) -> argparse.ArgumentParser:
+    """Options that all have; output: where the results go, in build/."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--kernel", choices=list(KERNELS), default=DEFAULT_KERNEL, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=BUILD / output, help=f"default: build/{output}")
+    return parser
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int, of_what: str = "") -> None:
+    """How often each thing is measured."""
+    parser.add_argument("--rounds", type=at_least(1), default=default, help=f"{of_what}default: %(default)s")
+
+
+def reports(program: Path, runs: Iterable[Sequence[str]], kernel: str, *, counting: bool = False) -> list[Json]:
     """What each run of a program prints; they share a VM.  Ends this program, with a message, where one fails.
 
     counting: nanoseconds are instructions.
@@ -28,12 +45,12 @@ def reports(program: Path, runs: Iterable[Sequence[str]], *, counting: bool = Fa
         sys.exit(f"bench: {program} is not built yet; run `make bench`")
     found: list[Json] = []
     try:
-        with VM(module=True, counting=counting) as vm:
+        with VM(kernel, module=True, counting=counting) as vm:
             for arguments in runs:
                 result = vm.run(program, *arguments, timeout=600)
                 if result.outcome is not Outcome.OK or result.complaints:
                     sys.exit(result.report())
                 found.append(json.loads(result.stdout))
-    except VMError as error:
+    except (VMError, DebianError) as error:
         sys.exit(f"bench: {error}")
     return found

@@ -11,11 +11,9 @@ the same on every machine.  Writes build/one_slot.json.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-from in_vm import BUILD, Json, reports
+from in_vm import BUILD, Json, add_rounds, common_options, reports
 
 BENCH = BUILD / "guests" / "slot_bench"
 WORK = {
@@ -44,12 +42,12 @@ def show(title: str, report: Json) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A batch of one beside KVM's ioctl; use `make bench`, which builds all it needs.")
-    parser.add_argument("--rounds", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=BUILD / "one_slot.json", help="default: build/one_slot.json")
+    parser = common_options("A batch of one beside KVM's ioctl; use `make bench`, which builds all it needs.", "one_slot.json")
+    add_rounds(parser, 200)
     arguments = parser.parse_args()
-    (timed,) = reports(BENCH, [["--other", "0", "--rounds", str(arguments.rounds)]])
-    (counted,) = reports(BENCH, [["--vcpus", "0", "--other", "0", "--rounds", str(arguments.rounds)]], counting=True)
+    options = ["--other", "0", "--rounds", str(arguments.rounds)]
+    (timed,) = reports(BENCH, [options], arguments.kernel)
+    (counted,) = reports(BENCH, [["--vcpus", "0", *options]], arguments.kernel, counting=True)
     arguments.output.write_text(json.dumps({"timed": timed, "counted": counted}, indent=2) + "\n")
     show("One change of one memslot, one vCPU running, median of a call in us:", timed)
     print()

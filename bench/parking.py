@@ -9,11 +9,9 @@ a signal each, as QEMU does; side by side in one run.  Writes build/parking.json
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-from in_vm import BUILD, Json, reports
+from in_vm import BUILD, Json, add_rounds, common_options, reports
 
 BENCH = BUILD / "guests" / "park_bench"
 VCPUS = (1, 2, 4, 8, 16)
@@ -45,11 +43,10 @@ def table(found: list[Json], statistic: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Parking against pausing; use `make bench`, which builds all it needs.")
-    parser.add_argument("--rounds", type=int, default=40, help="of four changes each way; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=BUILD / "parking.json", help="default: build/parking.json")
+    parser = common_options("Parking against pausing; use `make bench`, which builds all it needs.", "parking.json")
+    add_rounds(parser, 40, "of four changes each way; ")
     arguments = parser.parse_args()
-    found = reports(BENCH, [[str(vcpus), str(arguments.rounds)] for vcpus in VCPUS])
+    found = reports(BENCH, [[str(vcpus), str(arguments.rounds)] for vcpus in VCPUS], arguments.kernel)
     arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     for statistic in ("median", "mean", "p90"):
         print(f"One change of three memslots, {statistic}:")

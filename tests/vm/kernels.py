@@ -205,12 +205,17 @@ def _is_cached(version: str, target: Path) -> bool:
     return not KERNELS[version].built_from or (target / "config").read_text() == _fragment(version)
 
 
-def kernel(version: str) -> Kernel:
-    """The kernel from the cache; downloads or builds it first where it is missing."""
+def _known(version: str) -> Source:
+    """Where a kernel comes from, if it is one that we have."""
     if version not in KERNELS:
         raise DebianError(f"no kernel {version}; there are: {', '.join(KERNELS)}")
+    return KERNELS[version]
+
+
+def kernel(version: str) -> Kernel:
+    """The kernel from the cache; downloads or builds it first where it is missing."""
+    built = _known(version).built_from
     target = CACHE / "kernels" / version
-    built = KERNELS[version].built_from
     # who builds, does so for minutes: nobody waits for that who wants another kernel
     with locked(target if built else target.parent):
         if not _is_cached(version, target):
@@ -286,7 +291,7 @@ WHOLE_SOURCE_PATHS = (
 
 def linux_source(version: str, paths: Sequence[str] = SOURCE_PATHS) -> Path:
     """The kernel's sources from the cache, as far as asked; downloads them first where they are missing."""
-    version = KERNELS[version].built_from or version
+    version = _known(version).built_from or version
     target = CACHE / "linux-source" / version
     with locked(target.parent):
         missing = [path for path in paths if not (target / path).exists()]
