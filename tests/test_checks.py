@@ -46,6 +46,7 @@ MISSPELT = "kn" + "won"
 # A check, a file, what is appended to it, and a word of what the check says then.
 SEEDS = [
     ("checkpatch", "module/device.c", "int seeded ;\n", "SPACING"),
+    ("checkpatch", "tests/kselftest/query.c", "int seeded;   \n", "TRAILING_WHITESPACE"),
     ("clang-format", "userlib/memslot.hpp", "int   seeded;\n", "clang-format"),
     ("clang-tidy", "userlib/examples/replace.cpp", "int *seeded = 0;\n", "modernize-use-nullptr"),
     ("codespell", "README.md", f"It is {MISSPELT}.\n", MISSPELT),

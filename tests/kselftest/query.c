@@ -626,7 +626,8 @@ TEST_F(query, replace_all_under_running_vcpus)
 	struct memslot_commit commit;
 	unsigned int i;
 
-	layouts[0][0] = layouts[1][0] = *model_find(&self->vm, 0, GUEST_SLOT);
+	layouts[0][0] = *model_find(&self->vm, 0, GUEST_SLOT);
+	layouts[1][0] = layouts[0][0];
 	layouts[0][1] = vm_region(&self->vm, 1, 0, 32, 0);
 	layouts[0][2] = vm_region(&self->vm, 2, 32, 8, 32);
 	layouts[0][3] = vm_region(&self->vm, 3, 40, 8, 40);
