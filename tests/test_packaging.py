@@ -82,6 +82,7 @@ def test_one_version() -> None:
     assert changelog.startswith(f"memslot ({VERSION}) ")
     assert set(re.findall(r"memslot[-/](\d+\.\d+\.\d+)", (PROJECT / "README.md").read_text())) == {VERSION}
     assert f"VERSION := {VERSION}\n" in (PROJECT / "userlib" / "Makefile").read_text()
+    assert f'"memslot {VERSION}"' in (PROJECT / "uapi" / "man" / "memslot.4").read_text()
 
 
 @pytest.fixture(scope="module")

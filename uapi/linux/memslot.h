@@ -41,8 +41,9 @@
 /**
  * enum memslot_reason - what exactly was wrong; refines the errno
  * @MEMSLOT_REASON_NONE: nothing was, or the errno says it all
- * @MEMSLOT_REASON_ARGUMENT: EINVAL: entry_size is too small, or a reserved
- *	field is not zero; E2BIG: entry_size is above the page size
+ * @MEMSLOT_REASON_ARGUMENT: EINVAL: entry_size is too small, a reserved
+ *	field or one whose flag is not set is not zero, or REPLACE_ALL names no
+ *	address space; E2BIG: entry_size is above the page size
  * @MEMSLOT_REASON_UNREADABLE: EFAULT: the entry cannot be read
  * @MEMSLOT_REASON_ENTRY_TOO_NEW: E2BIG: the entry has a tail that is not zero
  * @MEMSLOT_REASON_TOO_MANY: E2BIG: more entries than memslot_info.max_entries
@@ -56,8 +57,7 @@
  * @MEMSLOT_REASON_HVA_RANGE: EINVAL: not a range of untagged user addresses
  * @MEMSLOT_REASON_GPA_RANGE: EINVAL: guest_phys_addr + memory_size wraps, or
  *	lies above what the VM can address
- * @MEMSLOT_REASON_TOO_LARGE: EINVAL: more than 2^31 - 1 pages in one slot, or
- *	the pages of all slots overflow
+ * @MEMSLOT_REASON_TOO_LARGE: EINVAL: more than 2^31 - 1 pages in one slot
  * @MEMSLOT_REASON_DUPLICATE: EINVAL: an earlier entry names the same slot
  * @MEMSLOT_REASON_NO_SLOT: ENOENT: the slot to delete does not exist
  * @MEMSLOT_REASON_OVERLAP_ENTRY: EEXIST: overlaps another entry of the batch
@@ -151,10 +151,9 @@ enum memslot_strategy {
  * @MEMSLOT_PARK_NESTED: the VM has run a nested guest
  * @MEMSLOT_PARK_UNCOVERS: memory goes away and nothing takes its place, while
  *	a vCPU could start a nested guest
- * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, and a vCPU inside
- *	KVM_RUN may have written a page that it is only about to mark; or a slot
- *	with a dirty log is moved, and the processor keeps part of that log
- *	(page-modification logging) until a vCPU stops
+ * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, or a slot with a
+ *	dirty log is moved, and a vCPU inside KVM_RUN may have written a page that
+ *	it is only about to mark
  */
 enum memslot_park_cause {
 	MEMSLOT_PARK_NOT = 0,
@@ -335,7 +334,7 @@ struct memslot_stage {
  * @ns_fenced: out: nanoseconds that page faults in range could not complete
  * @generation: out: KVM's generation per address space, after the commit (or
  *	as it is, on failure and with TEST_ONLY); 0 where the caller may not
- *	change the VM
+ *	change the VM, or @flags are unknown
  * @if_generation: with IF_GENERATION: the generation that memslot_query told,
  *	per address space; those of address spaces that the commit does not name
  *	are not looked at.  0 without that flag
@@ -418,8 +417,12 @@ struct memslot_reset {
  * @generation: out: KVM's generation of the address space, for IF_GENERATION
  *
  * Tells the user slots of an address space as they are at one moment.  The
- * elements can be committed as they are.  userspace_addr is 0 unless the VM is
- * the caller's own.
+ * elements can be committed as they are, but for those with
+ * MEMSLOT_ENTRY_GUEST_MEMFD.  userspace_addr is 0 unless the VM is the caller's
+ * own.
+ *
+ * Waits for a commit of another thread, or a change by KVM itself, only from
+ * publishing on: for its grace period.
  *
  * Errors: ENOTCONN (not bound), EINVAL (no such address space, entry_size),
  * E2BIG (entry_size), ENOSPC (more slots than @count: nothing was written to
