@@ -76,6 +76,7 @@ TEST_F(newer, both_ways_change_the_same_slots)
 
 struct prefaulter {
 	struct vm *vm;
+	unsigned int vcpu;
 	pthread_t thread;
 	int stop;
 	unsigned int calls, interrupted;
@@ -88,7 +89,7 @@ static void *pre_fault(void *argument)
 
 	while (!__atomic_load_n(&self->stop, __ATOMIC_SEQ_CST)) {
 		struct kvm_pre_fault_memory range = { .gpa = WINDOW, .size = SPUN * PAGE };
-		int err = call_ioctl(self->vm->vcpu[2], KVM_PRE_FAULT_MEMORY, &range);
+		int err = call_ioctl(self->vm->vcpu[self->vcpu], KVM_PRE_FAULT_MEMORY, &range);
 
 		__atomic_add_fetch(&self->calls, 1, __ATOMIC_SEQ_CST);
 		if (err == -EINTR || range.size)
@@ -107,7 +108,7 @@ TEST_F(newer, pre_faulting_never_blocks_a_commit)
 {
 	const struct memslot_entry layouts[] = { vm_region(&self->vm, 1, 0, SPUN, 0),
 						 vm_region(&self->vm, 1, 0, SPUN, 64) };
-	struct prefaulter prefaulter = { .vm = &self->vm };
+	struct prefaulter prefaulter = { .vm = &self->vm, .vcpu = 2 };
 	struct spinner spinner;
 	unsigned int i;
 
@@ -145,12 +146,55 @@ TEST_F(newer, pre_faulting_never_blocks_a_commit)
 	ASSERT_TRUE(vm_check(&self->vm));
 }
 
+/* More than the 16 that the module watches at once: they are made to return, too. */
+TEST_F(newer, many_that_pre_fault_at_once)
+{
+	struct prefaulter prefaulters[24] = {};
+	unsigned int i, round, before, now = 0, most = 0;
+	struct memslot_entry layouts[2];
+	struct vm vm;
+
+	if (vm_capability(&self->vm, KVM_CAP_PRE_FAULT_MEMORY) <= 0)
+		SKIP(return, "KVM has no KVM_PRE_FAULT_MEMORY for such a VM");
+	ASSERT_TRUE(vm_create(&vm, ARRAY_SIZE(prefaulters), 256, POOL_SMALL_PAGES));
+	vm.window_pages = 128;
+	ASSERT_TRUE(vm_bind(&vm));
+	layouts[0] = vm_region(&vm, 1, 0, SPUN, 0);
+	layouts[1] = vm_region(&vm, 1, 0, SPUN, 64);
+	ASSERT_EQ(0, vm_set_region(&vm, &layouts[0]));
+	for (i = 0; i < ARRAY_SIZE(prefaulters); i++) {
+		prefaulters[i].vm = &vm;
+		prefaulters[i].vcpu = i;
+		ASSERT_EQ(0, pthread_create(&prefaulters[i].thread, NULL, pre_fault,
+					    &prefaulters[i]));
+	}
+	for (round = 0; round < 10 || (round < ROUNDS && most <= 16); round++) {
+		const double start = seconds();
+
+		ASSERT_EQ(0, device_commit(vm.device, 0, &layouts[(round + 1) % 2], 1,
+					   &self->reply));
+		ASSERT_GT(PATIENCE, seconds() - start);
+		before = now;
+		now = 0;
+		for (i = 0; i < ARRAY_SIZE(prefaulters); i++)
+			now += __atomic_load_n(&prefaulters[i].interrupted, __ATOMIC_SEQ_CST);
+		most = now - before > most ? now - before : most;
+	}
+	EXPECT_LT(16, most);
+	for (i = 0; i < ARRAY_SIZE(prefaulters); i++) {
+		__atomic_store_n(&prefaulters[i].stop, 1, __ATOMIC_SEQ_CST);
+		pthread_join(prefaulters[i].thread, NULL);
+		EXPECT_EQ(0, prefaulters[i].err);
+	}
+	vm_destroy(&vm);
+}
+
 static void *pre_fault_once(void *argument)
 {
 	struct prefaulter *self = argument;
 	struct kvm_pre_fault_memory range = { .gpa = WINDOW, .size = SPUN * PAGE };
 
-	self->err = call_ioctl(self->vm->vcpu[2], KVM_PRE_FAULT_MEMORY, &range);
+	self->err = call_ioctl(self->vm->vcpu[self->vcpu], KVM_PRE_FAULT_MEMORY, &range);
 	__atomic_add_fetch(&self->calls, 1, __ATOMIC_SEQ_CST);
 	return NULL;
 }
@@ -164,7 +208,7 @@ TEST_F(newer, pre_faulting_by_an_obsolete_root_never_blocks_a_commit)
 	const struct memslot_entry slot = vm_region(&self->vm, 1, 0, SPUN, 0);
 	const struct memslot_entry logged = with_flags(slot, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
 	struct memslot_entry aside = vm_region(&self->vm, 2, 64, SPUN, 128);
-	struct prefaulter prefaulter = { .vm = &self->vm };
+	struct prefaulter prefaulter = { .vm = &self->vm, .vcpu = 2 };
 	double start;
 
 	if (vm_capability(&self->vm, KVM_CAP_PRE_FAULT_MEMORY) <= 0)
@@ -197,7 +241,7 @@ TEST_F(newer, long_grace_period_leaves_running_vcpus_alone)
 	const struct memslot_entry layouts[] = { vm_region(&self->vm, 1, 0, SPUN, 0),
 						 vm_region(&self->vm, 1, 0, SPUN, 64) };
 	struct memslot_entry aside = vm_region(&self->vm, 2, 64, SPUN, 128);
-	struct prefaulter prefaulter = { .vm = &self->vm };
+	struct prefaulter prefaulter = { .vm = &self->vm, .vcpu = 2 };
 	struct spinner spinner;
 	unsigned int i;
 
