@@ -103,9 +103,12 @@ try {
 		throw std::invalid_argument("out of range");
 
 	totals total;
-	/* And more, should a commit not yet have met a vCPU between its passes */
+	const auto met_all = [&total, wanted = static_cast<unsigned int>(vms)] {
+		return total.uncovers >= wanted && total.nested && total.rootless;
+	};
+	/* And more, should the root have come before a commit, or no commit between two passes */
 	int made = 0;
-	for (; made < vms || (made < 20 * vms && !(total.rootless && total.nested)); made++)
+	for (; made < vms || (made < 20 * vms && !met_all()); made++)
 		run(static_cast<unsigned int>(vcpus), total);
 	std::printf("{\"vms\": %d, \"vcpus\": %d, \"commits\": %" PRIu64
 		    ", \"park_uncovers\": %" PRIu64 ", \"park_nested\": %" PRIu64
