@@ -566,18 +566,16 @@ static int attempt(struct commit *c)
 
 	mutex_lock(&c->kvm->slots_arch_lock);
 	err = gate_tracked(c->kvm, &c->error.reason);
+	cause = park_cause(c);
+	if (!err && may_need_parking && cause) {
+		/* The first nested root came in between. */
+		c->parked_for = cause;
+		err = NEEDS_PARKING;
+	}
 	if (err) {
 		mutex_unlock(&c->kvm->slots_arch_lock);
 		unwind(c);
 		return err;
-	}
-	cause = park_cause(c);
-	if (may_need_parking && cause) {
-		/* The first nested root came in between. */
-		mutex_unlock(&c->kvm->slots_arch_lock);
-		unwind(c);
-		c->parked_for = cause;
-		return NEEDS_PARKING;
 	}
 	err = apply(c);
 	if (!err)

@@ -39,8 +39,8 @@ void gate_rules(struct kvm *kvm, struct plan_rules *rules)
  * @reason: out, on error: enum memslot_reason
  *
  * Trackers change counts per slot under locks that a commit does not hold.  With
- * slots_arch_lock held the answer stays true until that is released; but where
- * trackers take mmu_lock only (until Linux 6.8) one can still come in between.
+ * slots_arch_lock held the answer stays true until that is released; but on older
+ * kernels trackers take mmu_lock only, and one can still come in between.
  *
  * Return: 0 or -EOPNOTSUPP.
  */

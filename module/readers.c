@@ -26,7 +26,7 @@ struct patrol {
 	struct delayed_work work;
 	struct kvm *kvm;
 	/* who held which vCPU's mutex outside KVM_RUN when the patrol last came by */
-	struct {
+	struct suspect {
 		struct kvm_vcpu *vcpu;
 		struct task_struct *holder;
 	} suspect[SUSPECTS];
@@ -54,22 +54,22 @@ static void interrupt(struct task_struct *task)
 }
 
 /*
- * KVM_RUN has the mutex before it says so, and after, but not for long (until 6.12
- * for a grace period of RCU where another thread than before runs the vCPU).  Who
- * is outside it twice in a row is hardly in any other ioctl than the one that loops.
+ * KVM_RUN has the mutex before it says so, and after, but not for long (on some
+ * kernels for a grace period of RCU, where another thread than before runs the
+ * vCPU).  Who is outside it twice in a row is hardly in any other ioctl than the
+ * one that loops.
  */
 static void judge_suspects(struct patrol *self)
 {
 	while (self->suspects) {
-		struct task_struct *before = self->suspect[--self->suspects].holder;
-		struct task_struct *now =
-			holder_outside_run(self->suspect[self->suspects].vcpu);
+		struct suspect *before = &self->suspect[--self->suspects];
+		struct task_struct *now = holder_outside_run(before->vcpu);
 
-		if (now == before)
+		if (now == before->holder)
 			interrupt(now);
 		if (now)
 			put_task_struct(now);
-		put_task_struct(before);
+		put_task_struct(before->holder);
 	}
 }
 
@@ -84,8 +84,7 @@ static void look_for_suspects(struct patrol *self)
 
 		if (!holder)
 			continue;
-		self->suspect[self->suspects].vcpu = vcpu;
-		self->suspect[self->suspects++].holder = holder;
+		self->suspect[self->suspects++] = (struct suspect){ vcpu, holder };
 	}
 }
 

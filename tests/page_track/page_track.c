@@ -26,21 +26,23 @@ static void untrack(void)
 static int track(int fd)
 {
 	struct file *file = fget(fd);
-	struct kvm *kvm;
 	int err = -EINVAL;
 
 	if (!file)
 		return -EBADF;
 	/* file_is_kvm() is not for modules any more */
 	if (!strcmp(file->f_path.dentry->d_name.name, "kvm-vm")) {
-		kvm = file->private_data;
+		struct kvm *kvm = file->private_data;
+
+		INIT_HLIST_NODE(&tracker.node);
 		kvm_page_track_register_notifier(kvm, &tracker);
 		/* what that returns depends on the kernel */
-		err = hlist_unhashed(&tracker.node) ? -EIO : 0;
-	}
-	if (!err) {
-		kvm_get_kvm(kvm);
-		tracked = kvm;
+		err = -EIO;
+		if (!hlist_unhashed(&tracker.node)) {
+			kvm_get_kvm(kvm);
+			tracked = kvm;
+			err = 0;
+		}
 	}
 	fput(file);
 	return err;
