@@ -537,20 +537,15 @@ public:
 
 	/** Leaves @p other as if it had never been queried. */
 	layout(layout &&other) noexcept
-	    : entries_(std::exchange(other.entries_, {})), slots_(std::exchange(other.slots_, {})),
-	      address_space_(std::exchange(other.address_space_, 0)),
-	      generation_(std::exchange(other.generation_, std::nullopt))
 	{
+		swap(other);
 	}
 
 	layout &operator=(layout &&other) noexcept
 	{
 		layout moved(std::move(other));
 
-		std::swap(entries_, moved.entries_);
-		std::swap(slots_, moved.slots_);
-		std::swap(address_space_, moved.address_space_);
-		std::swap(generation_, moved.generation_);
+		swap(moved);
 		return *this;
 	}
 
@@ -636,13 +631,15 @@ public:
 private:
 	friend class device;
 
-	/* The room that the kernel's array has: a copied vector need not have it */
-	void reserve_slots()
+	void swap(layout &other) noexcept
 	{
-		slots_.reserve(entries_.size());
+		std::swap(entries_, other.entries_);
+		std::swap(slots_, other.slots_);
+		std::swap(address_space_, other.address_space_);
+		std::swap(generation_, other.generation_);
 	}
 
-	/* Takes over what the kernel wrote into entries_; reserve_slots() was called */
+	/* Takes over what the kernel wrote into entries_; room for as many was reserved */
 	void assign(const memslot_query &reply) noexcept
 	{
 		slots_.clear();
@@ -1276,7 +1273,8 @@ public:
 		for (unsigned int turns = 8;; turns--) {
 			memslot_query arg{};
 
-			into.reserve_slots();
+			/* A copy has the kernel's array, but not the room for as many slots */
+			into.reserve(into.entries_.size());
 			arg.size = sizeof(arg);
 			arg.entries = reinterpret_cast<std::uintptr_t>(into.entries_.data());
 			arg.count = static_cast<std::uint32_t>(into.entries_.size());
