@@ -41,6 +41,9 @@ private:
 /* What memslot.hpp reports, as a problem. */
 [[nodiscard]] problem to_problem(const memslot::failure &why);
 
+/* Writes out what was printed; false if nobody reads it any more.  Throws a problem. */
+[[nodiscard]] bool flush_output();
+
 /* An open /dev/memslot; throws a problem. */
 [[nodiscard]] memslot::device open_device();
 

@@ -32,6 +32,15 @@ problem to_problem(const memslot::failure &why)
 			     why.message() + ")"};
 }
 
+bool flush_output()
+{
+	if (std::fflush(stdout) == 0)
+		return true;
+	if (errno != EPIPE)
+		throw problem(failed, std::string("standard output: ") + std::strerror(errno));
+	return false;
+}
+
 memslot::device open_device()
 {
 	auto device = memslot::device::try_open();
@@ -153,9 +162,7 @@ int main(int argc, char **argv)
 try {
 	std::setlocale(LC_CTYPE, "");
 	memslotctl::run(argc, argv);
-	if (std::fflush(stdout) && errno != EPIPE)
-		throw memslotctl::problem(memslotctl::failed,
-					  std::string("standard output: ") + std::strerror(errno));
+	static_cast<void>(memslotctl::flush_output());
 	return memslotctl::done;
 } catch (const memslotctl::problem &why) {
 	std::fflush(stdout);

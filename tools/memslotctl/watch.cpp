@@ -166,12 +166,7 @@ public:
 				rest_.erase(0, end + 1);
 			}
 		}
-		if (std::fflush(stdout) == 0)
-			return true;
-		if (errno != EPIPE)
-			throw problem(failed,
-				      std::string("standard output: ") + std::strerror(errno));
-		return false;
+		return flush_output();
 	}
 
 	void sum_up() const
