@@ -198,6 +198,8 @@ def main() -> int:
     try:
         say(f"Booting a test VM with Debian's kernel {arguments.kernel} and the module ...")
         with VM(arguments.kernel, module=True) as vm:
+            # it boots, and is downloaded, when it is first needed
+            checked(vm.run("true"))
             say("Stock QEMU boots (. finished, X KVM internal error, ? stuck):")
             demo["stock"] = boots(vm, arguments.boots, with_memslot=False)
             demo["memslot"] = boots(vm, arguments.boots, with_memslot=True)
