@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "tests" / "vm"))
+sys.path[:0] = [str(PROJECT / "scripts"), str(PROJECT / "vmtest")]
 
 from debian import DebianError  # noqa: E402
 from kernels import KERNELS  # noqa: E402
@@ -37,17 +37,22 @@ def add_rounds(parser: argparse.ArgumentParser, default: int, of_what: str = "")
 
 
 def reports(program: Path, runs: Iterable[Sequence[str]], kernel: str, *, counting: bool = False) -> list[Json]:
-    """What each run of a program prints; they share a VM.  Ends this program, with a message, where one fails.
+    """What each run of a program prints; they share a VM.  Shows that they move.  Ends this program, with a message, where one fails.
 
     counting: nanoseconds are instructions.
     """
     if not program.exists():
         sys.exit(f"bench: {program} is not built yet; run `make bench`")
     found: list[Json] = []
+    print(f"{program.name} in a test VM: ", end="", flush=True)
     try:
         with VM(kernel, module=True, counting=counting) as vm:
             for arguments in runs:
-                result = vm.run(program, *arguments, timeout=600)
+                # A dot for each line that it has for people
+                result = vm.run(
+                    program, *arguments, timeout=600, on_stderr=lambda data: print("." * data.count(b"\n"), end="", flush=True)
+                )
+                print(flush=True)
                 if result.outcome is not Outcome.OK or result.complaints:
                     sys.exit(result.report())
                 found.append(json.loads(result.stdout))

@@ -13,7 +13,7 @@ import json
 
 from in_vm import BUILD, Json, add_rounds, common_options, reports
 
-BENCH = BUILD / "guests" / "park_bench"
+BENCH = BUILD / "bench" / "park_bench"
 VCPUS = (1, 2, 4, 8, 16)
 COLUMNS = {
     "parked": "parked",

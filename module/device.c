@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
+/*
+ * The character device: what an ioctl's struct asks for goes to batch.c, commit.c and
+ * query.c in their own words, and what came of it goes back into the struct.
+ */
 #include "device.h"
 
 #include <linux/file.h>
@@ -13,9 +17,14 @@
 
 #include "batch.h"
 #include "commit.h"
+#include "deadline.h"
 #include "gate.h"
 #include "kvm_internals.h"
+#include "plan.h"
 #include "query.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
 #define COMMIT_FLAGS (MEMSLOT_COMMIT_TEST_ONLY | MEMSLOT_COMMIT_PARK | \
 		      MEMSLOT_COMMIT_REPLACE_ALL | MEMSLOT_COMMIT_IF_GENERATION)
@@ -23,9 +32,11 @@
 /* An open /dev/memslot */
 struct memslot_file {
 	struct mutex lock; /* taken before all else; protects everything here */
+	struct file *filp; /* whose private data this is; set once, without a reference */
 	struct kvm *kvm; /* set once, with a reference; NULL until bound */
 	struct module *vendor; /* the VM ends in its code; NULL if the VM itself holds it */
 	bool query_only;
+	struct plan_rules rules; /* of the VM; set once, before kvm */
 	struct batch batch;
 };
 
@@ -38,23 +49,13 @@ union memslot_argument {
 	struct memslot_query query;
 };
 
-static int check_owner(struct kvm *kvm, u32 *reason)
-{
-	if (kvm->mm != current->mm) {
-		*reason = MEMSLOT_REASON_OWNER;
-		return -EIO;
-	}
-	if (kvm->vm_dead || kvm->vm_bugged) {
-		*reason = MEMSLOT_REASON_DEAD;
-		return -EIO;
-	}
-	return 0;
-}
-
 /* May the caller change the VM of this file?  The same right as KVM's own. */
 static int check_access(struct memslot_file *file, u32 *reason)
 {
-	if (!file->kvm) {
+	/* set once, and lives as long as the file; its lock is not needed to look */
+	struct kvm *kvm = smp_load_acquire(&file->kvm);
+
+	if (!kvm) {
 		*reason = MEMSLOT_REASON_NOT_BOUND;
 		return -ENOTCONN;
 	}
@@ -62,7 +63,7 @@ static int check_access(struct memslot_file *file, u32 *reason)
 		*reason = MEMSLOT_REASON_QUERY_ONLY;
 		return -EACCES;
 	}
-	return check_owner(file->kvm, reason);
+	return gate_access(kvm, reason);
 }
 
 static int ioctl_info(struct memslot_file *file, union memslot_argument *arg)
@@ -84,14 +85,6 @@ static int ioctl_info(struct memslot_file *file, union memslot_argument *arg)
 	return flags ? -EOPNOTSUPP : 0;
 }
 
-static int check_changeable(struct kvm *kvm, u32 *reason)
-{
-	int err;
-
-	err = check_owner(kvm, reason);
-	return err ?: gate_refusal(kvm, reason);
-}
-
 static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_only, u32 *reason)
 {
 	struct kvm *kvm;
@@ -102,9 +95,13 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_o
 		return -EINVAL;
 	}
 	kvm = vm_file->private_data;
-	err = query_only ? 0 : check_changeable(kvm, reason);
-	if (err)
-		return err;
+	if (!query_only) {
+		err = gate_access(kvm, reason);
+		if (!err)
+			err = gate_admission(kvm, NULL, reason);
+		if (err)
+			return err;
+	}
 	/* Of the VM, not of its file: closing that must still release it. */
 	if (!kvm_get_kvm_safe(kvm)) {
 		*reason = MEMSLOT_REASON_DEAD;
@@ -113,7 +110,8 @@ static int bind_vm(struct memslot_file *file, struct file *vm_file, bool query_o
 	file->vendor = vm_file->f_op->owner;
 	__module_get(file->vendor);
 	file->query_only = query_only;
-	/* pairs with ioctl_query(), which does not take the file's lock */
+	gate_rules(kvm, &file->rules);
+	/* pairs with smp_load_acquire() of those that do not take the file's lock */
 	smp_store_release(&file->kvm, kvm);
 	return 0;
 }
@@ -141,12 +139,8 @@ static int ioctl_bind(struct memslot_file *file, union memslot_argument *arg)
 		return -EBADF;
 	err = bind_vm(file, vm_file, bind->flags & MEMSLOT_BIND_QUERY_ONLY, &bind->reason);
 	fput(vm_file);
-	if (!err) {
-		struct plan_rules rules;
-
-		gate_rules(file->kvm, &rules);
-		bind->address_spaces = rules.address_spaces;
-	}
+	if (!err)
+		bind->address_spaces = file->rules.address_spaces;
 	return err;
 }
 
@@ -159,7 +153,6 @@ static int ioctl_stage(struct memslot_file *file, union memslot_argument *arg)
 		.entry_size = stage->entry_size,
 	};
 	struct plan_error error;
-	struct plan_rules rules;
 	u32 staged = file->batch.count;
 	int err;
 
@@ -171,8 +164,7 @@ static int ioctl_stage(struct memslot_file *file, union memslot_argument *arg)
 	if (err)
 		return err;
 
-	gate_rules(file->kvm, &rules);
-	err = batch_append(&file->batch, &input, &rules, &error);
+	err = batch_append(&file->batch, &input, &file->rules, &error);
 	stage->reason = error.reason;
 	if (error.index != MEMSLOT_NO_ENTRY)
 		stage->failed_index = error.index - staged;
@@ -180,25 +172,67 @@ static int ioctl_stage(struct memslot_file *file, union memslot_argument *arg)
 }
 
 /* Flags and the fields that go with them */
-static int check_commit(const struct memslot_commit *arg, const struct plan_rules *rules,
+static int check_commit(const struct memslot_file *file, const struct memslot_commit *arg,
 			struct plan_error *error)
 {
-	const u64 *generation = arg->if_generation;
 	bool conditional = arg->flags & MEMSLOT_COMMIT_IF_GENERATION;
 	bool replaces = arg->flags & MEMSLOT_COMMIT_REPLACE_ALL;
 
-	*error = (struct plan_error){ MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE };
 	if (arg->reserved || replaces != !!arg->replace_spaces ||
-	    (!conditional && (generation[0] || generation[1])))
-		error->reason = MEMSLOT_REASON_ARGUMENT;
-	else if (arg->replace_spaces >> rules->address_spaces)
-		error->reason = MEMSLOT_REASON_ADDRESS_SPACE;
-	else
-		return 0;
-	return -EINVAL;
+	    (!conditional && (arg->if_generation[0] || arg->if_generation[1])))
+		return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_ARGUMENT, -EINVAL);
+	if (arg->replace_spaces >> file->rules.address_spaces)
+		return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_ADDRESS_SPACE, -EINVAL);
+	return 0;
 }
 
-static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
+/*
+ * A field of the report has its place in struct memslot_commit, in struct commit_result
+ * or in struct plan_totals, here, and in the event memslot_commit_end.
+ */
+static void encode_commit(const struct commit_result *result, struct memslot_commit *arg)
+{
+	const struct plan_totals *totals = &result->totals;
+
+	arg->failed_index = result->error.index;
+	arg->reason = result->error.reason;
+	arg->strategy = result->strategy;
+	arg->park_cause = result->park_cause;
+	arg->created = totals->count[PLAN_CREATE];
+	arg->deleted = totals->count[PLAN_DELETE];
+	arg->replaced = totals->count[PLAN_REPLACE];
+	arg->moved = totals->count[PLAN_MOVE];
+	arg->reflagged = totals->count[PLAN_REFLAG];
+	arg->grace_periods = result->grace_periods;
+	arg->pages_kept = totals->pages_kept;
+	arg->pages_remapped = totals->pages_remapped;
+	arg->pages_removed = totals->pages_removed;
+	arg->pages_added = totals->pages_added;
+	arg->ns_fenced = result->ns_fenced;
+	memcpy(arg->generation, result->generation, sizeof(arg->generation));
+	arg->tombstones = result->nr_tombstones;
+	arg->late_root = result->late_root;
+}
+
+/*
+ * A commit that is asked to park has its time from the start of the ioctl.  The holder of
+ * the file's lock may be a commit that waits for a vCPU which sleeps.
+ */
+static int lock_batch(struct memslot_file *file, struct commit_options *options, u32 *reason)
+{
+	int err;
+
+	options->deadline = deadline_from_now();
+	if (options->park)
+		return deadline_lock(&file->lock, options->deadline, reason);
+	err = mutex_lock_killable(&file->lock);
+	options->deadline = deadline_from_now();
+	return err;
+}
+
+/* With the file's lock */
+static int commit_batch(struct memslot_file *file, const struct memslot_commit *arg,
+			const struct commit_options *options, struct commit_result *result)
 {
 	const struct batch_input input = {
 		.entries = arg->entries,
@@ -207,27 +241,25 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 	};
 	u32 staged = file->batch.count;
 	struct plan_request request;
-	struct plan_error error;
-	struct plan_rules rules;
 	int err;
 
-	gate_rules(file->kvm, &rules);
-	err = check_commit(arg, &rules, &error);
+	err = check_commit(file, arg, &result->error);
 	if (!err)
-		err = batch_append(&file->batch, &input, &rules, &error);
+		err = batch_append(&file->batch, &input, &file->rules, &result->error);
 	if (err) {
-		arg->failed_index = error.index;
-		arg->reason = error.reason;
-		commit_refused(file->kvm, arg);
+		commit_refused(file->kvm, result);
 		return err;
 	}
 	request = (struct plan_request){
 		.entries = file->batch.entry,
 		.nr_entries = file->batch.count,
 		.replace_spaces = arg->replace_spaces,
+		.rules = &file->rules,
 	};
-	err = commit_apply(file->kvm, &request, arg);
-	if (!err && !(arg->flags & MEMSLOT_COMMIT_TEST_ONLY))
+	trace_memslot_commit_start(file->kvm, request.nr_entries, arg->flags);
+	err = commit_apply(file->kvm, &request, options, result);
+	trace_memslot_commit_end(file->kvm, err, result);
+	if (!err && !options->test_only)
 		staged = 0;
 	batch_truncate(&file->batch, staged);
 	return err;
@@ -236,23 +268,34 @@ static int commit_batch(struct memslot_file *file, struct memslot_commit *arg)
 static int ioctl_commit(struct memslot_file *file, union memslot_argument *arg)
 {
 	struct memslot_commit *commit = &arg->commit;
+	struct commit_options options = {
+		.test_only = commit->flags & MEMSLOT_COMMIT_TEST_ONLY,
+		.park = commit->flags & MEMSLOT_COMMIT_PARK,
+		.if_generation = commit->flags & MEMSLOT_COMMIT_IF_GENERATION,
+		.generation = { commit->if_generation[0], commit->if_generation[1] },
+		.file = file->filp,
+	};
+	struct commit_result result = { .error = PLAN_NO_ERROR };
+	u32 *reason = &result.error.reason;
 	int err;
 
-	*commit = (struct memslot_commit){
-		.size = commit->size,
-		.flags = commit->flags,
-		.entries = commit->entries,
-		.count = commit->count,
-		.entry_size = commit->entry_size,
-		.failed_index = MEMSLOT_NO_ENTRY,
-		.if_generation = { commit->if_generation[0], commit->if_generation[1] },
-		.replace_spaces = commit->replace_spaces,
-		.reserved = commit->reserved,
-	};
-	if (commit->flags & ~COMMIT_FLAGS)
-		return -EOPNOTSUPP;
-	err = check_access(file, &commit->reason);
-	return err ?: commit_batch(file, commit);
+	if (commit->flags & ~COMMIT_FLAGS) {
+		err = -EOPNOTSUPP;
+		goto out;
+	}
+	err = check_access(file, reason);
+	if (err)
+		goto out;
+	err = lock_batch(file, &options, reason);
+	if (err) {
+		commit_refused(file->kvm, &result);
+		goto out;
+	}
+	err = commit_batch(file, commit, &options, &result);
+	mutex_unlock(&file->lock);
+out:
+	encode_commit(&result, commit);
+	return err;
 }
 
 static int ioctl_reset(struct memslot_file *file, union memslot_argument *arg)
@@ -290,33 +333,44 @@ static int ioctl_query(struct memslot_file *file, union memslot_argument *arg)
 	return query_layout(kvm, &output, query);
 }
 
-/*
- * @min_size is the size of the struct's first version.  The reply of an ioctl
- * that @asks nothing but a question has to arrive; any other has been done by
- * then, and must not be reported as failed.  A question is answered without
- * the file's lock: who asks may have slow memory, and must not hold others up.
+/**
+ * struct memslot_ioctl - how an ioctl is served
+ * @cmd: its number, as userspace has it
+ * @size: of its struct today
+ * @min_size: of its struct's first version, which old programs pass for ever
+ * @locked: it runs with the file's lock.  A question is answered without: whoever asks may
+ *	have slow memory, and must not hold others up.  A commit takes that lock by itself,
+ *	for it may have a deadline
+ * @must_reply: it fails where the reply cannot be written.  Only a question does: anything
+ *	else has been done by then, and must not be reported as failed
+ * @run: does it
  */
 struct memslot_ioctl {
 	unsigned int cmd;
 	u32 size;
 	u32 min_size;
-	bool asks;
+	bool locked;
+	bool must_reply;
 	int (*run)(struct memslot_file *file, union memslot_argument *arg);
 };
 
+#define MEMSLOT_IOCTL(_cmd, _struct, _last_of_first, _run, ...)			\
+	[_IOC_NR(_cmd)] = {							\
+		.cmd = (_cmd),							\
+		.size = sizeof(struct _struct),					\
+		.min_size = offsetofend(struct _struct, _last_of_first),	\
+		.run = (_run),							\
+		__VA_ARGS__							\
+	}
+
 static const struct memslot_ioctl ioctls[] = {
-	{ MEMSLOT_IOC_INFO, sizeof(struct memslot_info),
-	  offsetofend(struct memslot_info, strategies), true, ioctl_info },
-	{ MEMSLOT_IOC_BIND, sizeof(struct memslot_bind),
-	  offsetofend(struct memslot_bind, reserved), false, ioctl_bind },
-	{ MEMSLOT_IOC_STAGE, sizeof(struct memslot_stage),
-	  offsetofend(struct memslot_stage, reason), false, ioctl_stage },
-	{ MEMSLOT_IOC_COMMIT, sizeof(struct memslot_commit),
-	  offsetofend(struct memslot_commit, generation), false, ioctl_commit },
-	{ MEMSLOT_IOC_RESET, sizeof(struct memslot_reset),
-	  offsetofend(struct memslot_reset, flags), false, ioctl_reset },
-	{ MEMSLOT_IOC_QUERY, sizeof(struct memslot_query),
-	  offsetofend(struct memslot_query, generation), true, ioctl_query },
+	MEMSLOT_IOCTL(MEMSLOT_IOC_INFO, memslot_info, strategies, ioctl_info, .must_reply = true),
+	MEMSLOT_IOCTL(MEMSLOT_IOC_BIND, memslot_bind, reserved, ioctl_bind, .locked = true),
+	MEMSLOT_IOCTL(MEMSLOT_IOC_STAGE, memslot_stage, reason, ioctl_stage, .locked = true),
+	MEMSLOT_IOCTL(MEMSLOT_IOC_COMMIT, memslot_commit, generation, ioctl_commit),
+	MEMSLOT_IOCTL(MEMSLOT_IOC_RESET, memslot_reset, flags, ioctl_reset, .locked = true),
+	MEMSLOT_IOCTL(MEMSLOT_IOC_QUERY, memslot_query, generation, ioctl_query,
+		      .must_reply = true),
 };
 
 static const struct memslot_ioctl *find_ioctl(unsigned int cmd)
@@ -349,13 +403,13 @@ static long memslot_ioctl(struct file *filp, unsigned int cmd, unsigned long add
 	if (err)
 		return err;
 
-	if (!ioctl->asks && mutex_lock_killable(&file->lock))
+	if (ioctl->locked && mutex_lock_killable(&file->lock))
 		return -EINTR;
 	err = ioctl->run(file, &arg);
-	if (!ioctl->asks)
+	if (ioctl->locked)
 		mutex_unlock(&file->lock);
 
-	if (copy_to_user(user, &arg, min(size, ioctl->size)) && !err && ioctl->asks)
+	if (copy_to_user(user, &arg, min(size, ioctl->size)) && !err && ioctl->must_reply)
 		err = -EFAULT;
 	return err;
 }
@@ -368,6 +422,7 @@ static int memslot_open(struct inode *inode, struct file *filp)
 	if (!file)
 		return -ENOMEM;
 	mutex_init(&file->lock);
+	file->filp = filp;
 	filp->private_data = file;
 	return 0;
 }

@@ -6,8 +6,10 @@
 #include <linux/mm.h>
 #include <linux/sched.h>
 
-/* One run of pages whose dirty bits pass from an old bitmap to a new one */
-struct passage {
+#include "gate.h"
+
+/* Pages in a row whose dirty bits are carried from an old bitmap to a new one */
+struct dirty_run {
 	struct kvm_memory_slot *from;
 	struct kvm_memory_slot *to;
 	unsigned long from_page;
@@ -27,13 +29,17 @@ struct passage {
  */
 int dirty_alloc(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
-	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES) || kvm->dirty_ring_size)
+	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES) || gate_has_dirty_ring(kvm))
 		return 0;
 
 	slot->dirty_bitmap = __vcalloc(2, kvm_dirty_bitmap_bytes(slot), GFP_KERNEL_ACCOUNT);
 	if (!slot->dirty_bitmap)
 		return -ENOMEM;
-	if (kvm_dirty_log_manual_protect_and_init_set(kvm))
+	/*
+	 * KVM_ENABLE_CAP writes what is read here without any lock.  The bitmap is as
+	 * either value has it, and KVM's own ioctl reads it the same way.
+	 */
+	if (data_race(kvm_dirty_log_manual_protect_and_init_set(kvm)))
 		bitmap_set(slot->dirty_bitmap, 0, slot->npages);
 	return 0;
 }
@@ -44,36 +50,50 @@ void dirty_free(struct kvm_memory_slot *slot)
 	slot->dirty_bitmap = NULL;
 }
 
-/* Does a segment's dirty log survive?  Then say from where to where. */
-static bool kept_passage(const struct plan *plan, const struct plan_segment *segment,
-			 struct passage *passage)
+/* Is the log of a segment's pages kept?  If so, @run says from where to where. */
+static bool kept_run(const struct plan *plan, const struct plan_segment *segment,
+		     struct dirty_run *run)
 {
 	if (!segment->kept)
 		return false;
-	passage->from = plan->change[segment->before].before.slot;
-	passage->to = plan->change[segment->after].after.slot;
-	passage->from_page = segment->gfn - passage->from->base_gfn;
-	passage->to_page = segment->gfn - passage->to->base_gfn;
-	passage->npages = segment->npages;
-	return passage->from->dirty_bitmap && passage->to->dirty_bitmap;
+	run->from = plan->changes[segment->before].before.slot;
+	run->to = plan->changes[segment->after].after.slot;
+	run->from_page = segment->gfn - run->from->base_gfn;
+	run->to_page = segment->gfn - run->to->base_gfn;
+	run->npages = segment->npages;
+	return run->from->dirty_bitmap && run->to->dirty_bitmap;
 }
 
 /* Like KVM's own move: the log goes with the slot, page by page. */
-static bool moved_passage(const struct plan_change *change, struct passage *passage)
+static bool moved_run(const struct plan_change *change, struct dirty_run *run)
 {
 	if (change->kind != PLAN_MOVE)
 		return false;
-	*passage = (struct passage){
+	*run = (struct dirty_run){
 		.from = change->before.slot,
 		.to = change->after.slot,
 		.npages = change->after.npages,
 	};
-	return passage->from->dirty_bitmap && passage->to->dirty_bitmap;
+	return run->from->dirty_bitmap && run->to->dirty_bitmap;
 }
 
-static void unset(const struct passage *passage)
+static void unset(const struct dirty_run *run)
 {
-	bitmap_clear(passage->to->dirty_bitmap, passage->to_page, passage->npages);
+	bitmap_clear(run->to->dirty_bitmap, run->to_page, run->npages);
+}
+
+/* Do @work for all pages of a plan whose log is kept. */
+static void visit_runs(const struct plan *plan, void (*work)(const struct dirty_run *run))
+{
+	struct dirty_run run;
+	u32 i;
+
+	for (i = 0; i < plan->nr_segments; i++)
+		if (kept_run(plan, &plan->segments[i], &run))
+			work(&run);
+	for (i = 0; i < plan->nr_changes; i++)
+		if (moved_run(&plan->changes[i], &run))
+			work(&run);
 }
 
 /**
@@ -82,15 +102,7 @@ static void unset(const struct passage *passage)
  */
 void dirty_unset_kept(const struct plan *plan)
 {
-	struct passage passage;
-	u32 i;
-
-	for (i = 0; i < plan->segments; i++)
-		if (kept_passage(plan, &plan->segment[i], &passage))
-			unset(&passage);
-	for (i = 0; i < plan->changes; i++)
-		if (moved_passage(&plan->change[i], &passage))
-			unset(&passage);
+	visit_runs(plan, unset);
 }
 
 /* The @n bits from bit @at on, @n at most BITS_PER_LONG */
@@ -108,19 +120,19 @@ static unsigned long bits_at(const unsigned long *map, unsigned long at, unsigne
  * vCPUs may be setting bits of @to at this moment, so each word of it gets one
  * atomic OR.  Nobody sets any of @from.
  */
-static void carry(const struct passage *passage)
+static void carry(const struct dirty_run *run)
 {
 	unsigned long done, n;
 
-	for (done = 0; done < passage->npages; done += n) {
-		unsigned long to = passage->to_page + done, shift = to % BITS_PER_LONG;
+	for (done = 0; done < run->npages; done += n) {
+		unsigned long to = run->to_page + done, shift = to % BITS_PER_LONG;
 		unsigned long bits;
 
-		n = min(passage->npages - done, BITS_PER_LONG - shift);
-		bits = bits_at(passage->from->dirty_bitmap, passage->from_page + done, n);
+		n = min(run->npages - done, BITS_PER_LONG - shift);
+		bits = bits_at(run->from->dirty_bitmap, run->from_page + done, n);
 		if (bits)
 			atomic_long_or(bits << shift,
-				       (atomic_long_t *)&passage->to->dirty_bitmap[BIT_WORD(to)]);
+				       (atomic_long_t *)&run->to->dirty_bitmap[BIT_WORD(to)]);
 		cond_resched();
 	}
 }
@@ -135,13 +147,5 @@ static void carry(const struct passage *passage)
  */
 void dirty_carry(const struct plan *plan)
 {
-	struct passage passage;
-	u32 i;
-
-	for (i = 0; i < plan->segments; i++)
-		if (kept_passage(plan, &plan->segment[i], &passage))
-			carry(&passage);
-	for (i = 0; i < plan->changes; i++)
-		if (moved_passage(&plan->change[i], &passage))
-			carry(&passage);
+	visit_runs(plan, carry);
 }

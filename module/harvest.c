@@ -21,12 +21,6 @@ static unsigned long pages_of(const struct memslot_entry *entry)
 			    PAGE_SIZE);
 }
 
-static int blame(struct plan_error *error, u32 index, u32 reason, int err)
-{
-	*error = (struct plan_error){ index, reason };
-	return err;
-}
-
 static int count_pages(struct harvest *harvest, const struct plan_request *request,
 		       struct plan_error *error)
 {
@@ -37,7 +31,7 @@ static int count_pages(struct harvest *harvest, const struct plan_request *reque
 		const struct memslot_entry *entry = &request->entries[i];
 
 		if (entry->dirty_bitmap_size > HARVEST_MAX_BYTES - bytes)
-			return blame(error, i, MEMSLOT_REASON_BITMAP_SIZE, -E2BIG);
+			return plan_blame(error, i, MEMSLOT_REASON_BITMAP_SIZE, -E2BIG);
 		bytes += entry->dirty_bitmap_size;
 		harvest->nr_pages += pages_of(entry);
 	}
@@ -122,19 +116,19 @@ int harvest_pin(struct harvest *harvest, const struct plan_request *request,
 	err = account_locked_vm(current->mm, harvest->nr_pages, true);
 	if (err) {
 		harvest->nr_pages = 0;
-		return blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_BITMAP_LOCKED, err);
+		return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_BITMAP_LOCKED, err);
 	}
 	harvest->pages = kvmalloc_array(harvest->nr_pages, sizeof(*harvest->pages),
 					GFP_KERNEL_ACCOUNT);
 	if (!harvest->pages)
-		return blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
+		return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, -ENOMEM);
 
 	for (i = 0; i < request->nr_entries; i++) {
 		err = pin_buffer(harvest, &request->entries[i]);
 		if (err == -EFAULT)
-			return blame(error, i, MEMSLOT_REASON_BITMAP_UNWRITABLE, err);
+			return plan_blame(error, i, MEMSLOT_REASON_BITMAP_UNWRITABLE, err);
 		if (err == -ENOMEM)
-			return blame(error, i, MEMSLOT_REASON_MEMORY, err);
+			return plan_blame(error, i, MEMSLOT_REASON_MEMORY, err);
 		if (err)
 			return err;
 	}
@@ -162,26 +156,24 @@ static void write_buffer(struct page **pages, const struct memslot_entry *entry,
 /**
  * harvest_write - hand the last dirty bitmaps back
  * @harvest: pinned
- * @request: the batch
  * @plan: what was done; the old slots are still there, with their bitmaps
  *
  * Only after the grace period: until then a vCPU that found the old slot may
  * still set bits there.
  */
-void harvest_write(struct harvest *harvest, const struct plan_request *request,
-		   const struct plan *plan)
+void harvest_write(struct harvest *harvest, const struct plan *plan)
 {
 	struct page **pages = harvest->pages;
 	u32 i;
 
 	if (!harvest->pinned)
 		return;
-	for (i = 0; i < request->nr_entries; i++) {
-		const struct memslot_entry *entry = &request->entries[i];
+	/* The changes come in the order of the entries, and so do the buffers. */
+	for (i = 0; i < plan->nr_changes; i++) {
+		const struct memslot_entry *entry = plan->changes[i].entry;
+		const struct kvm_memory_slot *old = plan->changes[i].before.slot;
 
-		const struct kvm_memory_slot *old = plan->change[i].before.slot;
-
-		if (!entry->dirty_bitmap)
+		if (!entry || !entry->dirty_bitmap)
 			continue;
 		/* has one: the plan saw that it is logged, and the VM has no ring */
 		if (!WARN_ON_ONCE(!old->dirty_bitmap))

@@ -20,8 +20,7 @@ struct harvest {
 
 int harvest_pin(struct harvest *harvest, const struct plan_request *request,
 		struct plan_error *error);
-void harvest_write(struct harvest *harvest, const struct plan_request *request,
-		   const struct plan *plan);
+void harvest_write(struct harvest *harvest, const struct plan *plan);
 void harvest_unpin(struct harvest *harvest);
 
 #endif /* MEMSLOT_HARVEST_H */

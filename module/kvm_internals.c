@@ -6,7 +6,8 @@
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
 
-#include "compat/compat.h"
+#include <asm/ibt.h>
+
 #include "compat/tested.h"
 
 #define MEMSLOT_DEFINE(name) DEFINE_STATIC_CALL_NULL(memslot_##name, name);
@@ -25,6 +26,24 @@ static const struct {
 	void **address;
 } variables[] = { MEMSLOT_KVM_VARIABLES(MEMSLOT_VARIABLE) };
 
+/*
+ * The true entry of a probed function: with indirect-branch tracking the probe
+ * sits behind the ENDBR that a function begins with.
+ */
+static unsigned long probed_entry(const struct kprobe *probe)
+{
+	unsigned long address = (unsigned long)probe->addr;
+
+#ifdef CONFIG_X86_KERNEL_IBT
+	u32 before = *(u32 *)(address - ENDBR_INSN_SIZE);
+
+	/* the kernel overwrites an ENDBR that nothing jumps to */
+	if (before == gen_endbr() || before == gen_endbr_poison())
+		address -= ENDBR_INSN_SIZE;
+#endif
+	return address;
+}
+
 static int find_kallsyms_lookup_name(void)
 {
 	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
@@ -36,7 +55,7 @@ static int find_kallsyms_lookup_name(void)
 		pr_err("cannot find kallsyms_lookup_name: kprobe failed with %d\n", err);
 		return err;
 	}
-	entry = compat_kprobe_entry(&probe);
+	entry = probed_entry(&probe);
 	unregister_kprobe(&probe);
 	static_call_update(memslot_kallsyms_lookup_name, (typeof(kallsyms_lookup_name) *)entry);
 	return 0;

@@ -22,6 +22,11 @@ void layout_describe(struct kvm_memory_slot *slot, struct plan_region *region)
 	};
 }
 
+bool plan_layout_has_dirty_ring(const struct plan_layout *layout)
+{
+	return layout->dirty_ring;
+}
+
 bool plan_layout_find(const struct plan_layout *layout, u32 address_space, u32 id,
 		      struct plan_region *region)
 {
@@ -58,16 +63,23 @@ struct kvm_memslots *layout_inactive(struct kvm *kvm, int address_space)
 	return &kvm->__memslots[address_space][active ^ 1];
 }
 
-void layout_take_out(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
+/* Remove a slot from a set's tree of guest addresses, and from its table of ids. */
+void layout_unlink(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
 {
 	int idx = slots->node_idx;
 
 	hash_del(&slot->id_node[idx]);
-	interval_tree_remove(&slot->hva_node[idx], &slots->hva_tree);
 	rb_erase(&slot->gfn_node[idx], &slots->gfn_tree);
 }
 
-void layout_put_in(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
+void layout_take_out(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
+{
+	interval_tree_remove(&slot->hva_node[slots->node_idx], &slots->hva_tree);
+	layout_unlink(slots, slot);
+}
+
+/* Add a slot to a set's tree of guest addresses, and to its table of ids. */
+void layout_link(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
 {
 	int idx = slots->node_idx;
 	struct rb_node **link = &slots->gfn_tree.rb_node;
@@ -83,12 +95,17 @@ void layout_put_in(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
 	}
 	rb_link_node(&slot->gfn_node[idx], parent, link);
 	rb_insert_color(&slot->gfn_node[idx], &slots->gfn_tree);
+	hash_add(slots->id_hash, &slot->id_node[idx], slot->id);
+}
 
+void layout_put_in(struct kvm_memslots *slots, struct kvm_memory_slot *slot)
+{
+	int idx = slots->node_idx;
+
+	layout_link(slots, slot);
 	slot->hva_node[idx].start = slot->userspace_addr;
 	slot->hva_node[idx].last = slot->userspace_addr + (slot->npages << PAGE_SHIFT) - 1;
 	interval_tree_insert(&slot->hva_node[idx], &slots->hva_tree);
-
-	hash_add(slots->id_hash, &slot->id_node[idx], slot->id);
 }
 
 /*

@@ -29,3 +29,4 @@ module_exit(memslot_exit);
 MODULE_DESCRIPTION("Atomic batches of KVM memory-slot changes");
 MODULE_AUTHOR("The memslot founders");
 MODULE_LICENSE("GPL");
+MODULE_VERSION(MEMSLOT_VERSION);

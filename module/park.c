@@ -21,82 +21,85 @@
 #include <linux/wait.h>
 #include <linux/memslot.h>
 
-#include "compat/compat.h"
+#include "deadline.h"
+#include "kvm_internals.h"
+#include "mutex.h"
 
-/* A lost wakeup costs this much; there is none that we know of */
+/* The parking thread looks again after this long, even if nothing has woken it. */
 #define PARK_POLL_MS 10
 
 /*
- * A thread that the work holds back may go after this long.  It cannot get
- * into KVM_RUN while the mutex is held; well below the freezer's 20 seconds.
+ * A thread that a task work holds back goes on after this long at the latest, so that
+ * the freezer, which waits for 20 seconds, never fails because of it.  It still cannot
+ * get into KVM_RUN, for the parking thread has the mutex.
  */
-#define PARK_HOLD_MS (2 * PARK_TIMEOUT_MS)
+#define PARK_HOLD_MS (2 * DEADLINE_MS)
 
-enum notice_state {
-	NOTICE_QUEUED, /* not run yet */
-	NOTICE_BOUNCED, /* ran inside KVM_RUN, or in a dying thread */
-	NOTICE_HOLDING, /* the thread waits on its way to userspace */
+enum park_work_state {
+	WORK_QUEUED, /* not run yet */
+	WORK_BOUNCED, /* ran inside KVM_RUN, or in a dying thread */
+	WORK_HOLDING, /* the thread waits on its way to userspace */
 };
 
-/* One task work that was sent to a thread that ran a vCPU */
-struct notice {
-	struct callback_head work;
+/* One task work that was queued for a thread which had a vCPU's mutex */
+struct park_work {
+	struct callback_head head;
 	struct kref refs; /* of the parking thread, and of the queue it is in */
 	struct park *park;
 	struct task_struct *task;
-	struct notice *previous; /* of the same vCPU; a list to free */
-	enum notice_state state; /* under park->lock */
+	struct park_work *previous; /* of the same vCPU; a list to free */
+	enum park_work_state state; /* under park->lock */
 };
 
 struct park {
-	struct kref refs; /* of the parking thread, and of each notice */
+	struct kref refs; /* of the parking thread, and of each work */
 	struct kvm *kvm;
 	unsigned long deadline; /* jiffies */
-	spinlock_t lock; /* protects over, changes and notice.state */
-	bool over; /* nobody is to be held back any more */
-	unsigned int changes; /* counts what notices report */
-	wait_queue_head_t change; /* the parking thread waits here */
+	spinlock_t lock; /* protects over, nr_reports and the state of each work */
+	bool over; /* nobody is to be held back any more; looked at without the lock */
+	unsigned int nr_reports; /* of works that have run; looked at without the lock */
+	wait_queue_head_t reported; /* the parking thread waits here */
 	wait_queue_head_t release; /* the threads wait here */
 	int nr_vcpus;
 	struct {
 		struct kvm_vcpu *vcpu;
-		struct notice *notice; /* the newest */
+		struct park_work *work; /* the newest */
 		bool held;
 	} vcpu[];
 };
 
-/* Notices that may still execute code of this module */
-static atomic_t notices_alive = ATOMIC_INIT(0);
-static DECLARE_WAIT_QUEUE_HEAD(notices_gone);
+/* Task works that may still execute code of this module */
+static atomic_t works_alive = ATOMIC_INIT(0);
+static DECLARE_WAIT_QUEUE_HEAD(works_gone);
 
 static void park_release(struct kref *refs)
 {
 	kvfree(container_of(refs, struct park, refs));
 }
 
-static void notice_release(struct kref *refs)
+static void park_work_release(struct kref *refs)
 {
-	struct notice *notice = container_of(refs, struct notice, refs);
+	struct park_work *work = container_of(refs, struct park_work, refs);
 
 	/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the analyzer does not count references */
-	kref_put(&notice->park->refs, park_release);
-	put_task_struct(notice->task);
-	kfree(notice);
+	kref_put(&work->park->refs, park_release);
+	put_task_struct(work->task);
+	kfree(work);
 }
 
-/* The last thing that a queued notice does, whether it ran or was cancelled. */
-static void notice_done(struct notice *notice)
+/* The last thing that is done for a queued work, whether it ran or was cancelled. */
+static void park_work_done(struct park_work *work)
 {
-	kref_put(&notice->refs, notice_release);
-	if (atomic_dec_and_test(&notices_alive))
-		wake_up_all(&notices_gone);
+	kref_put(&work->refs, park_work_release);
+	if (atomic_dec_and_test(&works_alive))
+		wake_up_all(&works_gone);
 }
 
 /* Runs in the thread that was found inside a vCPU's ioctl. */
-static void notice_run(struct callback_head *work)
+static void park_work_run(struct callback_head *head)
 {
-	struct notice *notice = container_of(work, struct notice, work);
-	struct park *park = notice->park;
+	struct park_work *work = container_of(head, struct park_work, head);
+	struct park *park = work->park;
 	bool hold = false;
 
 	spin_lock(&park->lock);
@@ -109,28 +112,28 @@ static void notice_run(struct callback_head *work)
 		 * was queued.
 		 */
 		hold = !(current->flags & PF_EXITING) && !internal(kvm_get_running_vcpu)();
-		notice->state = hold ? NOTICE_HOLDING : NOTICE_BOUNCED;
-		park->changes++;
-		wake_up(&park->change);
+		work->state = hold ? WORK_HOLDING : WORK_BOUNCED;
+		WRITE_ONCE(park->nr_reports, park->nr_reports + 1);
+		wake_up(&park->reported);
 	}
 	spin_unlock(&park->lock);
 
 	if (hold)
 		wait_event_killable_timeout(park->release, READ_ONCE(park->over),
 					    msecs_to_jiffies(PARK_HOLD_MS));
-	notice_done(notice);
+	park_work_done(work);
 }
 
-/* Has the newest notice of a vCPU still to do its work on @task? */
-static bool notice_under_way(struct park *park, int i, struct task_struct *task)
+/* Is the newest work that was queued for a vCPU one for @task, and has it not run yet? */
+static bool work_is_under_way(struct park *park, int i, struct task_struct *task)
 {
-	struct notice *notice = park->vcpu[i].notice;
+	struct park_work *work = park->vcpu[i].work;
 	bool under_way;
 
-	if (!notice || notice->task != task)
+	if (!work || work->task != task)
 		return false;
 	spin_lock(&park->lock);
-	under_way = notice->state == NOTICE_QUEUED;
+	under_way = work->state == WORK_QUEUED;
 	spin_unlock(&park->lock);
 	return under_way;
 }
@@ -138,59 +141,62 @@ static bool notice_under_way(struct park *park, int i, struct task_struct *task)
 /*
  * Tell @task, which is inside an ioctl of the vCPU, to leave it.  Takes over
  * the reference to it.
+ *
+ * A task that is not in KVM_RUN, but copies user memory which waits for userfaultfd,
+ * cannot leave.  It spins until the page comes, see interrupt() in readers.c.
  */
 static int notify(struct park *park, int i, struct task_struct *task)
 {
-	struct notice *notice;
+	struct park_work *work;
 
-	if (notice_under_way(park, i, task)) {
+	if (work_is_under_way(park, i, task)) {
 		put_task_struct(task);
 		return 0;
 	}
 
-	notice = kzalloc(sizeof(*notice), GFP_KERNEL_ACCOUNT);
-	if (!notice) {
+	work = kzalloc(sizeof(*work), GFP_KERNEL_ACCOUNT);
+	if (!work) {
 		put_task_struct(task);
 		return -ENOMEM;
 	}
-	init_task_work(&notice->work, notice_run);
-	kref_init(&notice->refs);
-	kref_get(&notice->refs);
+	init_task_work(&work->head, park_work_run);
+	kref_init(&work->refs);
+	kref_get(&work->refs);
 	kref_get(&park->refs);
-	notice->park = park;
-	notice->task = task;
-	notice->previous = park->vcpu[i].notice;
-	park->vcpu[i].notice = notice;
+	work->park = park;
+	work->task = task;
+	work->previous = park->vcpu[i].work;
+	park->vcpu[i].work = work;
 
-	atomic_inc(&notices_alive);
-	if (internal(task_work_add)(task, &notice->work, TWA_SIGNAL)) {
+	atomic_inc(&works_alive);
+	if (internal(task_work_add)(task, &work->head, TWA_SIGNAL)) {
 		/* The thread is past its last task work: it is leaving. */
-		notice->state = NOTICE_BOUNCED;
-		notice_done(notice);
+		work->state = WORK_BOUNCED;
+		park_work_done(work);
 	}
 	return 0;
 }
 
-static bool is_notice(struct callback_head *work, void *data)
+static bool is_work(struct callback_head *head, void *data)
 {
-	return work == data;
+	return head == data;
 }
 
-/* Take back what did not run, and free all notices of a vCPU. */
-static void withdraw_notices(struct park *park, int i)
+/* Take back the works of a vCPU that have not run, and free all of them. */
+static void withdraw_works(struct park *park, int i)
 {
-	struct notice *notice, *previous;
+	struct park_work *work, *previous;
 
-	for (notice = park->vcpu[i].notice; notice; notice = previous) {
-		previous = notice->previous;
-		if (internal(task_work_cancel_match)(notice->task, is_notice, &notice->work))
-			notice_done(notice);
-		kref_put(&notice->refs, notice_release);
+	for (work = park->vcpu[i].work; work; work = previous) {
+		previous = work->previous;
+		if (internal(task_work_cancel_match)(work->task, is_work, &work->head))
+			park_work_done(work);
+		kref_put(&work->refs, park_work_release);
 	}
-	park->vcpu[i].notice = NULL;
+	park->vcpu[i].work = NULL;
 }
 
-/* Take a vCPU's mutex, or return who has it, with a reference. */
+/* Take a vCPU's mutex, or return the thread that has it, with a reference. */
 static struct task_struct *try_vcpu(struct park *park, int i)
 {
 	struct mutex *lock = &park->vcpu[i].vcpu->mutex;
@@ -198,11 +204,11 @@ static struct task_struct *try_vcpu(struct park *park, int i)
 
 	do {
 		if (mutex_trylock(lock)) {
-			compat_mutex_nest(lock, &park->kvm->lock);
+			mutex_nest(lock, &park->kvm->lock);
 			park->vcpu[i].held = true;
 			return NULL;
 		}
-		owner = compat_mutex_owner(lock);
+		owner = mutex_holder(lock);
 	} while (!owner); /* released in between */
 	return owner;
 }
@@ -237,7 +243,7 @@ static int try_all(struct park *park)
 static int wait_for_all(struct park *park, u32 *reason)
 {
 	for (;;) {
-		unsigned int seen = READ_ONCE(park->changes);
+		unsigned int seen = READ_ONCE(park->nr_reports);
 		int missing = try_all(park);
 
 		if (missing <= 0)
@@ -246,14 +252,14 @@ static int wait_for_all(struct park *park, u32 *reason)
 			*reason = MEMSLOT_REASON_PARK_TIMEOUT;
 			return -EBUSY;
 		}
-		if (wait_event_killable_timeout(park->change,
-						READ_ONCE(park->changes) != seen,
+		if (wait_event_killable_timeout(park->reported,
+						READ_ONCE(park->nr_reports) != seen,
 						msecs_to_jiffies(PARK_POLL_MS)) < 0)
 			return -EINTR;
 	}
 }
 
-static struct park *park_alloc(struct kvm *kvm)
+static struct park *park_alloc(struct kvm *kvm, unsigned long deadline)
 {
 	int i, n = atomic_read(&kvm->online_vcpus);
 	struct park *park;
@@ -263,9 +269,9 @@ static struct park *park_alloc(struct kvm *kvm)
 		return NULL;
 	kref_init(&park->refs);
 	park->kvm = kvm;
-	park->deadline = jiffies + msecs_to_jiffies(PARK_TIMEOUT_MS);
+	park->deadline = deadline;
 	spin_lock_init(&park->lock);
-	init_waitqueue_head(&park->change);
+	init_waitqueue_head(&park->reported);
 	init_waitqueue_head(&park->release);
 	park->nr_vcpus = n;
 	for (i = 0; i < n; i++)
@@ -276,24 +282,30 @@ static struct park *park_alloc(struct kvm *kvm)
 /**
  * park_begin - get all vCPUs out of KVM_RUN and keep them out
  * @kvm: the VM
+ * @deadline: in jiffies, when to give up
  * @reason: out, on error: enum memslot_reason
  *
  * No vCPU is created or runs, and no vCPU ioctl is in progress, until
  * park_end().
  *
- * Return: what to give to park_end(), or ERR_PTR: -EBUSY if a vCPU did not
- * leave in time, -EINTR on a fatal signal, -ENOMEM.  On error everybody runs.
+ * Return: what to give to park_end(), or ERR_PTR: -EBUSY if kvm->lock was held
+ * or a vCPU did not leave in time, -EINTR on a fatal signal, -ENOMEM.  On error
+ * everybody runs.
  */
-struct park *park_begin(struct kvm *kvm, u32 *reason)
+struct park *park_begin(struct kvm *kvm, unsigned long deadline, u32 *reason)
 {
 	struct park *park;
 	int err;
 
-	/* Keeps the set of vCPUs stable. */
-	if (mutex_lock_killable(&kvm->lock))
-		return ERR_PTR(-EINTR);
+	/*
+	 * Keeps the set of vCPUs stable.  Its holder may sleep for long: some of
+	 * KVM's ioctls read user memory with it, and create vCPUs.
+	 */
+	err = deadline_lock(&kvm->lock, deadline, reason);
+	if (err)
+		return ERR_PTR(err);
 
-	park = park_alloc(kvm);
+	park = park_alloc(kvm, deadline);
 	if (!park) {
 		mutex_unlock(&kvm->lock);
 		*reason = MEMSLOT_REASON_MEMORY;
@@ -308,31 +320,6 @@ struct park *park_begin(struct kvm *kvm, u32 *reason)
 		return ERR_PTR(err);
 	}
 	return park;
-}
-
-/**
- * park_lock_slots - take slots_lock, within the time that a park may last
- * @park: what park_begin() returned
- * @reason: out, on error: enum memslot_reason
- *
- * Its holder may sleep for long: in a page fault that userfaultfd serves, or in
- * a commit that waits for a reader who does.  vCPUs must not stand still for
- * that.
- *
- * Return: 0, -EBUSY or -EINTR.
- */
-int park_lock_slots(struct park *park, u32 *reason)
-{
-	while (!mutex_trylock(&park->kvm->slots_lock)) {
-		if (time_after(jiffies, park->deadline)) {
-			*reason = MEMSLOT_REASON_LOCKED;
-			return -EBUSY;
-		}
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		schedule_timeout_killable(1);
-	}
-	return 0;
 }
 
 /**
@@ -354,19 +341,19 @@ void park_end(struct park *park)
 	mutex_unlock(&park->kvm->lock);
 
 	for (i = 0; i < park->nr_vcpus; i++)
-		withdraw_notices(park, i);
+		withdraw_works(park, i);
 	kref_put(&park->refs, park_release);
 }
 
 /**
- * park_drain - wait until no thread executes a notice
+ * park_drain - wait until no thread executes a task work of this module
  *
- * For module unload, when no file is open and so no new notice can come.  One
- * that is on its way out of this module's code has only to reach a context
- * switch, which is what an RCU-tasks grace period waits for.
+ * For module unload, when no file is open, so that nobody queues a new one.  A thread
+ * that is about to return from this module's code has to reach a context switch, and
+ * an RCU-tasks grace period waits for just that.
  */
 void park_drain(void)
 {
-	wait_event(notices_gone, !atomic_read(&notices_alive));
+	wait_event(works_gone, !atomic_read(&works_alive));
 	synchronize_rcu_tasks();
 }

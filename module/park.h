@@ -5,13 +5,9 @@
 
 #include <linux/kvm_host.h>
 
-/* How long vCPUs may take to leave KVM_RUN before the commit gives up */
-#define PARK_TIMEOUT_MS 2000
-
 struct park;
 
-struct park *park_begin(struct kvm *kvm, u32 *reason);
-int park_lock_slots(struct park *park, u32 *reason);
+struct park *park_begin(struct kvm *kvm, unsigned long deadline, u32 *reason);
 void park_end(struct park *park);
 void park_drain(void);
 

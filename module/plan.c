@@ -4,13 +4,6 @@
 /* Huge page sizes that KVM maps, as log2 of 4 KiB pages */
 static const unsigned int huge_shifts[] = { 9, 18 };
 
-static int fail(struct plan_error *error, u32 index, u32 reason, int err)
-{
-	error->index = index;
-	error->reason = reason;
-	return err;
-}
-
 static u64 region_end(const struct plan_region *region)
 {
 	return region->gfn + region->npages;
@@ -82,7 +75,7 @@ static int compare_keys(const void *a, const void *b)
 	return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Most batches are small or in order as they come. */
+/* Most batches are small, or their entries are in order: then nothing has to be sorted. */
 static void sort_keys(struct plan_key *keys, u32 n)
 {
 	u32 i;
@@ -146,19 +139,20 @@ static enum plan_kind classify(const struct plan_region *old, const struct plan_
 	    (flags & MEMSLOT_ENTRY_READONLY))
 		return PLAN_REPLACE;
 	if (old->gfn != new->gfn)
-		/* KVM_MR_MOVE cannot switch dirty logging in the same breath */
+		/* KVM's own move leaves the flags as they are */
 		return flags ? PLAN_REPLACE : PLAN_MOVE;
 	return flags ? PLAN_REFLAG : PLAN_NOTHING;
 }
 
 /* Can the slot's last dirty bitmap be handed back, into the entry's buffer? */
-static int check_bitmap(const struct memslot_entry *entry, const struct plan_change *change,
-			const struct plan_rules *rules, u32 *reason)
+static int check_bitmap(const struct plan_change *change, const struct plan_layout *layout,
+			u32 *reason)
 {
+	const struct memslot_entry *entry = change->entry;
 	const struct plan_region *old = &change->before;
 	bool logged = old->npages && old->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
 
-	if (rules->dirty_ring) {
+	if (plan_layout_has_dirty_ring(layout)) {
 		*reason = MEMSLOT_REASON_DIRTY_RING;
 		return -EOPNOTSUPP;
 	}
@@ -171,27 +165,26 @@ static int check_bitmap(const struct memslot_entry *entry, const struct plan_cha
 	return -EINVAL;
 }
 
-/* Fills in plan->change from the entries and today's slots. */
+/* Fills in plan->changes from the entries and today's slots. */
 static int look_up(struct plan *plan, const struct plan_request *request,
-		   const struct plan_layout *layout, const struct plan_rules *rules,
-		   struct plan_error *error)
+		   const struct plan_layout *layout, struct plan_error *error)
 {
 	u32 i, reason;
 	int err;
 
 	for (i = 0; i < request->nr_entries; i++) {
 		const struct memslot_entry *entry = &request->entries[i];
-		struct plan_change *change = &plan->change[i];
+		struct plan_change *change = &plan->changes[i];
 		struct plan_region *new = &change->after;
 		bool exists;
 
-		*change = (struct plan_change){};
+		*change = (struct plan_change){ .entry = entry };
 		exists = plan_layout_find(layout, entry->address_space, entry->slot,
 					  &change->before);
 		if (!exists && !entry->memory_size)
-			return fail(error, i, MEMSLOT_REASON_NO_SLOT, -ENOENT);
+			return plan_blame(error, i, MEMSLOT_REASON_NO_SLOT, -ENOENT);
 		if (exists && change->before.guest_memfd)
-			return fail(error, i, MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
+			return plan_blame(error, i, MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
 
 		new->address_space = entry->address_space;
 		new->id = entry->slot;
@@ -202,27 +195,27 @@ static int look_up(struct plan *plan, const struct plan_request *request,
 			new->hva = entry->userspace_addr;
 		}
 		change->kind = classify(&change->before, new);
-		plan->count[change->kind]++;
+		plan->totals.count[change->kind]++;
 		if (change->kind == PLAN_MOVE && new->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES)
 			plan->moves_log = true;
 		plan_pause();
 		if (!entry->dirty_bitmap)
 			continue;
-		err = check_bitmap(entry, change, rules, &reason);
+		err = check_bitmap(change, layout, &reason);
 		if (err)
-			return fail(error, i, reason, err);
+			return plan_blame(error, i, reason, err);
 		plan->hands_back = true;
 	}
-	plan->changes = request->nr_entries;
+	plan->nr_changes = request->nr_entries;
 	return 0;
 }
 
 /* The first user slot of an address space at or above a gfn */
-static bool next_user_slot(const struct plan_layout *layout, const struct plan_rules *rules,
+static bool next_user_slot(const struct plan_request *request, const struct plan_layout *layout,
 			   u32 address_space, u64 gfn, struct plan_region *slot)
 {
 	while (plan_layout_next(layout, address_space, gfn, ~0ULL, slot)) {
-		if (slot->id <= rules->max_slot)
+		if (slot->id <= request->rules->max_slot)
 			return true;
 		gfn = region_end(slot);
 	}
@@ -234,25 +227,24 @@ static bool next_user_slot(const struct plan_layout *layout, const struct plan_r
  * a whole; begins with an empty @slot.
  */
 static bool next_replaceable(const struct plan_request *request, const struct plan_layout *layout,
-			     const struct plan_rules *rules, struct plan_region *slot)
+			     struct plan_region *slot)
 {
 	u32 address_space = slot->address_space;
 	u64 gfn = region_end(slot);
 
-	for (; address_space < rules->address_spaces; address_space++, gfn = 0)
+	for (; address_space < request->rules->address_spaces; address_space++, gfn = 0)
 		if (request->replace_spaces & 1U << address_space &&
-		    next_user_slot(layout, rules, address_space, gfn, slot))
+		    next_user_slot(request, layout, address_space, gfn, slot))
 			return true;
 	return false;
 }
 
-static u32 count_replaceable(const struct plan_request *request, const struct plan_layout *layout,
-			     const struct plan_rules *rules)
+static u32 count_replaceable(const struct plan_request *request, const struct plan_layout *layout)
 {
 	struct plan_region slot = {};
 	u32 n = 0;
 
-	while (next_replaceable(request, layout, rules, &slot)) {
+	while (next_replaceable(request, layout, &slot)) {
 		n++;
 		plan_pause();
 	}
@@ -262,23 +254,23 @@ static u32 count_replaceable(const struct plan_request *request, const struct pl
 /* Slots that no entry names, in address spaces that are replaced as a whole */
 static int drop_unnamed(struct plan *plan, const struct plan_request *request,
 			const struct plan_scratch *scratch, const struct plan_layout *layout,
-			const struct plan_rules *rules, struct plan_error *error)
+			struct plan_error *error)
 {
 	struct plan_region slot = {};
 
-	while (next_replaceable(request, layout, rules, &slot)) {
+	while (next_replaceable(request, layout, &slot)) {
 		plan_pause();
 		if (names_slot(scratch->ids, scratch->nr_ids, slot.address_space, slot.id))
 			continue;
 		if (slot.guest_memfd)
-			return fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_GUEST_MEMFD,
+			return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_GUEST_MEMFD,
 				    -EOPNOTSUPP);
-		plan->change[plan->changes++] = (struct plan_change){
+		plan->changes[plan->nr_changes++] = (struct plan_change){
 			.kind = PLAN_DELETE,
 			.before = slot,
 			.after = { .address_space = slot.address_space, .id = slot.id },
 		};
-		plan->count[PLAN_DELETE]++;
+		plan->totals.count[PLAN_DELETE]++;
 	}
 	return 0;
 }
@@ -291,8 +283,8 @@ static u32 collect_places(const struct plan *plan, struct plan_key *places, bool
 {
 	u32 i, n = 0;
 
-	for (i = 0; i < plan->changes; i++) {
-		const struct plan_change *change = &plan->change[i];
+	for (i = 0; i < plan->nr_changes; i++) {
+		const struct plan_change *change = &plan->changes[i];
 		const struct plan_region *region = new ? &change->after : &change->before;
 
 		if (!region->npages)
@@ -318,7 +310,7 @@ static bool entries_overlap(const struct plan *plan, const struct plan_key *plac
 		if (places[i].major == address_space && places[i].minor < end)
 			return true;
 		address_space = places[i].major;
-		end = region_end(&plan->change[places[i].index].after);
+		end = region_end(&plan->changes[places[i].index].after);
 	}
 	return false;
 }
@@ -326,7 +318,7 @@ static bool entries_overlap(const struct plan *plan, const struct plan_key *plac
 /* The lowest entry that overlaps one before it. */
 static u32 first_overlap(const struct plan *plan, const struct plan_key *places, u32 n)
 {
-	u32 low = 0, high = plan->changes;
+	u32 low = 0, high = plan->nr_changes;
 
 	if (!entries_overlap(plan, places, n, high))
 		return MEMSLOT_NO_ENTRY;
@@ -344,8 +336,7 @@ static u32 first_overlap(const struct plan *plan, const struct plan_key *places,
 
 /* Does a region overlap a slot that the batch leaves alone? */
 static bool overlaps_staying(const struct plan_region *region, const struct plan_request *request,
-			     const struct plan_scratch *scratch, const struct plan_layout *layout,
-			     const struct plan_rules *rules)
+			     const struct plan_scratch *scratch, const struct plan_layout *layout)
 {
 	bool replaces = request->replace_spaces & 1U << region->address_space;
 	u64 gfn = region->gfn, end = region_end(region);
@@ -353,7 +344,7 @@ static bool overlaps_staying(const struct plan_region *region, const struct plan
 
 	while (gfn < end &&
 	       plan_layout_next(layout, region->address_space, gfn, end, &slot)) {
-		bool goes = replaces && slot.id <= rules->max_slot;
+		bool goes = replaces && slot.id <= request->rules->max_slot;
 
 		if (!goes &&
 		    !names_slot(scratch->ids, scratch->nr_ids, slot.address_space, slot.id))
@@ -365,23 +356,23 @@ static bool overlaps_staying(const struct plan_region *region, const struct plan
 
 static int check_overlaps(const struct plan *plan, const struct plan_request *request,
 			  const struct plan_scratch *scratch, const struct plan_layout *layout,
-			  const struct plan_rules *rules, struct plan_error *error)
+			  struct plan_error *error)
 {
 	u32 n = collect_places(plan, scratch->places, true, true);
 	u32 first = first_overlap(plan, scratch->places, n);
 	u32 i;
 
-	for (i = 0; i < min(plan->changes, first); i++) {
-		const struct plan_change *change = &plan->change[i];
+	for (i = 0; i < min(plan->nr_changes, first); i++) {
+		const struct plan_change *change = &plan->changes[i];
 
 		if (change->after.npages && change->kind != PLAN_NOTHING &&
 		    change->kind != PLAN_REFLAG &&
-		    overlaps_staying(&change->after, request, scratch, layout, rules))
-			return fail(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
+		    overlaps_staying(&change->after, request, scratch, layout))
+			return plan_blame(error, i, MEMSLOT_REASON_OVERLAP_SLOT, -EEXIST);
 		plan_pause();
 	}
 	if (first != MEMSLOT_NO_ENTRY)
-		return fail(error, first, MEMSLOT_REASON_OVERLAP_ENTRY, -EEXIST);
+		return plan_blame(error, first, MEMSLOT_REASON_OVERLAP_ENTRY, -EEXIST);
 	return 0;
 }
 
@@ -401,7 +392,7 @@ static const struct plan_region *sweep_region(const struct plan *plan,
 
 	if (side->next == side->n || side->places[side->next].major != address_space)
 		return NULL;
-	change = &plan->change[side->places[side->next].index];
+	change = &plan->changes[side->places[side->next].index];
 	return side->new ? &change->after : &change->before;
 }
 
@@ -431,7 +422,7 @@ static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
 	for (;;) {
 		const struct plan_region *old = sweep_region(plan, olds, address_space);
 		const struct plan_region *new = sweep_region(plan, news, address_space);
-		struct plan_segment *segment = &plan->segment[plan->segments];
+		struct plan_segment *segment = &plan->segments[plan->nr_segments];
 		u64 end;
 
 		if (!old && !new)
@@ -453,7 +444,7 @@ static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
 				segment->after = news->places[news->next].index;
 			segment->kept = sweep_covers(old, gfn) && sweep_covers(new, gfn) &&
 					hva_of(old, gfn) == hva_of(new, gfn);
-			plan->segments++;
+			plan->nr_segments++;
 		}
 		if (old && end == region_end(old))
 			olds->next++;
@@ -466,7 +457,7 @@ static void sweep_address_space(struct plan *plan, struct sweep_side *olds,
 /* Can the translations of a kept segment stay as they are? */
 static bool keeps_translations(const struct plan_segment *segment,
 			       const struct plan_region *old, const struct plan_region *new,
-			       const struct plan_rules *rules)
+			       bool dirty_ring)
 {
 	if (!segment->kept || old->flags != new->flags)
 		return false;
@@ -474,7 +465,7 @@ static bool keeps_translations(const struct plan_segment *segment,
 	 * A dirty ring names a page by slot id and offset as of the write that
 	 * faulted: the next write has to fault again to be pushed anew.
 	 */
-	return !(rules->dirty_ring && (new->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) &&
+	return !(dirty_ring && (new->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) &&
 		 (old->id != new->id || old->gfn != new->gfn));
 }
 
@@ -499,49 +490,50 @@ static void add_zap(struct plan *plan, u32 address_space, u64 gfn, u64 npages)
 {
 	struct plan_zap *last;
 
-	if (plan->zaps) {
-		last = &plan->zap[plan->zaps - 1];
+	if (plan->nr_zaps) {
+		last = &plan->zaps[plan->nr_zaps - 1];
 		if (last->address_space == address_space && last->gfn + last->npages == gfn) {
 			last->npages += npages;
 			return;
 		}
 	}
-	plan->zap[plan->zaps++] = (struct plan_zap){ address_space, gfn, npages };
+	plan->zaps[plan->nr_zaps++] = (struct plan_zap){ address_space, gfn, npages };
 }
 
 /* Sums the segments up and decides what to zap. */
-static void judge_segments(struct plan *plan, const struct plan_rules *rules)
+static void judge_segments(struct plan *plan, const struct plan_layout *layout)
 {
+	bool dirty_ring = plan_layout_has_dirty_ring(layout);
 	bool previous_stays = false;
 	u32 i;
 
-	for (i = 0; i < plan->segments; i++) {
-		const struct plan_segment *segment = &plan->segment[i];
+	for (i = 0; i < plan->nr_segments; i++) {
+		const struct plan_segment *segment = &plan->segments[i];
 		const struct plan_region *old, *new;
 		bool stays;
 
 		if (segment->before == PLAN_NONE) {
-			plan->pages_added += segment->npages;
+			plan->totals.pages_added += segment->npages;
 			previous_stays = false;
 			continue;
 		}
-		old = &plan->change[segment->before].before;
+		old = &plan->changes[segment->before].before;
 		if (segment->after == PLAN_NONE) {
-			plan->pages_removed += segment->npages;
-			plan->uncovers = true;
+			plan->totals.pages_removed += segment->npages;
+			plan->nr_uncovered++;
 			stays = false;
 		} else {
-			new = &plan->change[segment->after].after;
+			new = &plan->changes[segment->after].after;
 			if (segment->kept)
-				plan->pages_kept += segment->npages;
+				plan->totals.pages_kept += segment->npages;
 			else
-				plan->pages_remapped += segment->npages;
-			stays = keeps_translations(segment, old, new, rules);
+				plan->totals.pages_remapped += segment->npages;
+			stays = keeps_translations(segment, old, new, dirty_ring);
 		}
 
 		if (!stays)
 			add_zap(plan, segment->address_space, segment->gfn, segment->npages);
-		else if (previous_stays && segment->before == plan->segment[i - 1].before &&
+		else if (previous_stays && segment->before == plan->segments[i - 1].before &&
 			 huge_page_spans(old, segment->gfn))
 			/*
 			 * The old slot was cut here.  One gfn is enough: zapping
@@ -571,14 +563,14 @@ static void summarize(struct plan *plan)
 
 	plan->fence_gfn = (struct plan_span){ ~0ULL, 0 };
 	plan->fence_hva = (struct plan_span){ ~0ULL, 0 };
-	for (i = 0; i < plan->changes; i++) {
-		const struct plan_change *change = &plan->change[i];
+	for (i = 0; i < plan->nr_changes; i++) {
+		const struct plan_change *change = &plan->changes[i];
 
 		if (change->kind == PLAN_NOTHING)
 			continue;
 		plan->touched |= 1U << change->after.address_space;
 		if (change->kind == PLAN_REFLAG) {
-			plan->pages_kept += change->after.npages;
+			plan->totals.pages_kept += change->after.npages;
 			continue;
 		}
 		widen(plan, &change->before);
@@ -588,8 +580,8 @@ static void summarize(struct plan *plan)
 	}
 }
 
-static void build_segments(struct plan *plan, struct plan_key *places,
-			   const struct plan_rules *rules)
+static void build_segments(struct plan *plan, const struct plan_request *request,
+			   const struct plan_layout *layout, struct plan_key *places)
 {
 	struct sweep_side olds = { .places = places, .new = false };
 	struct sweep_side news = { .new = true };
@@ -599,9 +591,9 @@ static void build_segments(struct plan *plan, struct plan_key *places,
 	news.places = places + olds.n;
 	news.n = collect_places(plan, places + olds.n, true, false);
 
-	for (address_space = 0; address_space < rules->address_spaces; address_space++)
+	for (address_space = 0; address_space < request->rules->address_spaces; address_space++)
 		sweep_address_space(plan, &olds, &news, address_space);
-	judge_segments(plan, rules);
+	judge_segments(plan, layout);
 }
 
 /*
@@ -610,9 +602,9 @@ static void build_segments(struct plan *plan, struct plan_key *places,
  */
 static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes)
 {
-	const size_t of_segments = 4 * sizeof(*plan->segment), of_zaps = 4 * sizeof(*plan->zap);
+	const size_t of_segments = 4 * sizeof(*plan->segments), of_zaps = 4 * sizeof(*plan->zaps);
 	const size_t of_ids = sizeof(*scratch->ids), of_places = 2 * sizeof(*scratch->places);
-	size_t bytes = changes * (sizeof(*plan->change) + of_segments + of_zaps + of_ids +
+	size_t bytes = changes * (sizeof(*plan->changes) + of_segments + of_zaps + of_ids +
 				  of_places);
 	char *memory = (char *)plan->room;
 
@@ -621,11 +613,11 @@ static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes
 	if (!memory)
 		return -ENOMEM;
 	plan->memory = memory;
-	plan->change = (void *)memory;
-	memory += changes * sizeof(*plan->change);
-	plan->segment = (void *)memory;
+	plan->changes = (void *)memory;
+	memory += changes * sizeof(*plan->changes);
+	plan->segments = (void *)memory;
 	memory += changes * of_segments;
-	plan->zap = (void *)memory;
+	plan->zaps = (void *)memory;
 	memory += changes * of_zaps;
 	scratch->ids = (void *)memory;
 	memory += changes * of_ids;
@@ -638,7 +630,6 @@ static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes
  * @plan: out; to be given to plan_free() on success
  * @request: the batch, and what else shall go
  * @layout: today's slots
- * @rules: what the VM allows
  * @error: out, on error: the entry and the reason
  *
  * Errors, the first of: an entry that names a slot again (-EINVAL); one that
@@ -651,22 +642,21 @@ static int allocate(struct plan *plan, struct plan_scratch *scratch, u32 changes
  * Return: 0, one of these, or -ENOMEM.
  */
 int plan_build(struct plan *plan, const struct plan_request *request,
-	       const struct plan_layout *layout, const struct plan_rules *rules,
-	       struct plan_error *error)
+	       const struct plan_layout *layout, struct plan_error *error)
 {
 	struct plan_scratch scratch = { .nr_ids = request->nr_entries };
 	u32 i, duplicate, changes;
 	int err;
 
-	/* not the room, which is large */
+	/* The room is large, and allocate() needs no zeroes in it. */
 	memset(plan, 0, offsetof(struct plan, room));
-	fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE, 0);
-	changes = request->nr_entries + count_replaceable(request, layout, rules);
+	*error = PLAN_NO_ERROR;
+	changes = request->nr_entries + count_replaceable(request, layout);
 	if (!changes)
 		return 0;
 	err = allocate(plan, &scratch, changes);
 	if (err)
-		return fail(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, err);
+		return plan_blame(error, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY, err);
 
 	for (i = 0; i < request->nr_entries; i++) {
 		const struct memslot_entry *entry = &request->entries[i];
@@ -676,20 +666,20 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 	sort_keys(scratch.ids, scratch.nr_ids);
 	duplicate = first_duplicate(scratch.ids, scratch.nr_ids);
 	if (duplicate != MEMSLOT_NO_ENTRY) {
-		err = fail(error, duplicate, MEMSLOT_REASON_DUPLICATE, -EINVAL);
+		err = plan_blame(error, duplicate, MEMSLOT_REASON_DUPLICATE, -EINVAL);
 		goto out;
 	}
 
-	err = look_up(plan, request, layout, rules, error);
+	err = look_up(plan, request, layout, error);
 	if (err)
 		goto out;
-	err = drop_unnamed(plan, request, &scratch, layout, rules, error);
+	err = drop_unnamed(plan, request, &scratch, layout, error);
 	if (err)
 		goto out;
-	err = check_overlaps(plan, request, &scratch, layout, rules, error);
+	err = check_overlaps(plan, request, &scratch, layout, error);
 	if (err)
 		goto out;
-	build_segments(plan, scratch.places, rules);
+	build_segments(plan, request, layout, scratch.places);
 	summarize(plan);
 out:
 	if (err)
@@ -706,5 +696,5 @@ void plan_free(struct plan *plan)
 	if (plan->memory != plan->room)
 		plan_release(plan->memory);
 	plan->memory = NULL;
-	plan->changes = 0;
+	plan->nr_changes = 0;
 }

@@ -11,11 +11,26 @@
 #include "plan_port.h"
 #include <linux/memslot.h>
 
-/* KVM's own; nothing here looks inside, and on the host there is none */
-struct kvm_memory_slot;
-
 /* Index of "no change", for plan_segment.before and .after */
 #define PLAN_NONE (~0U)
+
+/**
+ * struct plan_rules - what a VM and this machine allow; the same for as long as the VM lives
+ * @max_slot: highest user slot id
+ * @address_spaces: number of address spaces of the VM
+ * @entry_flags: the MEMSLOT_ENTRY_* bits that work here
+ * @max_pages: most pages of one slot
+ * @max_gfn: highest gfn that the VM can address
+ * @hva_end: first address above user space
+ */
+struct plan_rules {
+	u32 max_slot;
+	u32 address_spaces;
+	u32 entry_flags;
+	u64 max_pages;
+	u64 max_gfn;
+	u64 hva_end;
+};
 
 /**
  * struct plan_region - one memslot as the plan sees it
@@ -26,8 +41,9 @@ struct kvm_memory_slot;
  * @gfn: first guest frame number
  * @npages: number of pages; 0 when the region is absent
  * @hva: host virtual address of the first page
- * @slot: the slot itself; filled in by plan_layout_find() and
- *	plan_layout_next(), and for a wanted slot by who carries the plan out
+ * @slot: what the layout calls the slot by; nothing here looks at it.  Filled in by
+ *	plan_layout_find() and plan_layout_next(), and for a wanted slot by whoever
+ *	carries the plan out
  */
 struct plan_region {
 	u32 address_space;
@@ -37,7 +53,7 @@ struct plan_region {
 	u64 gfn;
 	u64 npages;
 	u64 hva;
-	struct kvm_memory_slot *slot;
+	void *slot;
 };
 
 /**
@@ -46,31 +62,13 @@ struct plan_region {
  * @nr_entries: number of @entries
  * @replace_spaces: bit per address space in which the user slots that no entry
  *	names go away
+ * @rules: what the entries were checked by
  */
 struct plan_request {
 	const struct memslot_entry *entries;
 	u32 nr_entries;
 	u32 replace_spaces;
-};
-
-/**
- * struct plan_rules - what the VM and this machine allow
- * @max_slot: highest user slot id
- * @address_spaces: number of address spaces of the VM
- * @entry_flags: the MEMSLOT_ENTRY_* bits that work here
- * @max_pages: most pages of one slot
- * @max_gfn: highest gfn that the VM can address
- * @hva_end: first address above user space
- * @dirty_ring: the VM reports dirty pages as (slot id, offset)
- */
-struct plan_rules {
-	u32 max_slot;
-	u32 address_spaces;
-	u32 entry_flags;
-	u64 max_pages;
-	u64 max_gfn;
-	u64 hva_end;
-	bool dirty_ring;
+	const struct plan_rules *rules;
 };
 
 /**
@@ -83,6 +81,24 @@ struct plan_error {
 	u32 reason;
 };
 
+#define PLAN_NO_ERROR ((struct plan_error){ MEMSLOT_NO_ENTRY, MEMSLOT_REASON_NONE })
+
+/**
+ * plan_blame - say what is wrong with which entry
+ * @error: out
+ * @index: position of the entry, or MEMSLOT_NO_ENTRY
+ * @reason: enum memslot_reason
+ * @err: a negative errno
+ *
+ * Return: @err.
+ */
+static inline int plan_blame(struct plan_error *error, u32 index, u32 reason, int err)
+{
+	error->index = index;
+	error->reason = reason;
+	return err;
+}
+
 enum plan_kind {
 	PLAN_NOTHING, /* the entry equals today's slot */
 	PLAN_CREATE,
@@ -94,14 +110,14 @@ enum plan_kind {
 
 /**
  * struct plan_change - what happens to one slot id
+ * @entry: the entry that asks for it; NULL for a slot that goes because of
+ *	plan_request.replace_spaces
  * @kind: what
  * @before: today's slot; npages is 0 for a create
  * @after: the wanted slot; npages is 0 for a delete
- *
- * plan.change[i] belongs to entry i of the batch.  After those come the slots
- * that go because of plan_request.replace_spaces.
  */
 struct plan_change {
+	const struct memslot_entry *entry;
 	enum plan_kind kind;
 	struct plan_region before;
 	struct plan_region after;
@@ -139,8 +155,11 @@ struct plan_zap {
 	u64 npages;
 };
 
-/* Bytes.  An allocation is a third of what memslot adds to KVM's cost of one change. */
-#define PLAN_ROOM 400
+/*
+ * Bytes that the arrays for one change need.  A plan has room for them inside: an
+ * allocation would be a third of what a commit of one change costs more than KVM's ioctl.
+ */
+#define PLAN_ROOM 408
 
 /* A half-open range, empty while start >= end */
 struct plan_span {
@@ -149,20 +168,32 @@ struct plan_span {
 };
 
 /**
- * struct plan - everything that a commit has to do
- * @memory: holds all the arrays below
- * @changes: number of elements in @change
- * @change: one per entry, in the order of the batch, and what goes besides
- * @segments: number of elements in @segment
- * @segment: sorted by address space and gfn
- * @zaps: number of elements in @zap
- * @zap: sorted, disjoint, not touching
+ * struct plan_totals - what a plan comes to
  * @count: number of changes of each kind
  * @pages_kept: pages whose gfn keeps its host address
  * @pages_remapped: pages whose gfn gets another host address
  * @pages_removed: pages whose gfn loses its slot
  * @pages_added: pages whose gfn had none
- * @uncovers: some gfn has a slot today and none afterwards
+ */
+struct plan_totals {
+	u32 count[PLAN_REFLAG + 1];
+	u64 pages_kept;
+	u64 pages_remapped;
+	u64 pages_removed;
+	u64 pages_added;
+};
+
+/**
+ * struct plan - everything that a commit has to do
+ * @memory: holds all the arrays below
+ * @nr_changes: number of elements in @changes
+ * @changes: one per entry, in the order of the batch, and after them what goes besides
+ * @nr_segments: number of elements in @segments
+ * @segments: sorted by address space and gfn
+ * @nr_zaps: number of elements in @zaps
+ * @zaps: sorted, disjoint, not touching
+ * @totals: for the report
+ * @nr_uncovered: number of segments whose gfns have a slot today and none afterwards
  * @drops_slots: some slot is deleted, replaced or moved
  * @moves_log: some slot with a dirty log is moved
  * @hands_back: some entry asks for its slot's last dirty bitmap
@@ -174,18 +205,14 @@ struct plan_span {
  */
 struct plan {
 	void *memory;
-	u32 changes;
-	struct plan_change *change;
-	u32 segments;
-	struct plan_segment *segment;
-	u32 zaps;
-	struct plan_zap *zap;
-	u32 count[PLAN_REFLAG + 1];
-	u64 pages_kept;
-	u64 pages_remapped;
-	u64 pages_removed;
-	u64 pages_added;
-	bool uncovers;
+	u32 nr_changes;
+	struct plan_change *changes;
+	u32 nr_segments;
+	struct plan_segment *segments;
+	u32 nr_zaps;
+	struct plan_zap *zaps;
+	struct plan_totals totals;
+	u32 nr_uncovered;
 	bool drops_slots;
 	bool moves_log;
 	bool hands_back;
@@ -200,6 +227,14 @@ struct plan {
  * from an array.
  */
 struct plan_layout;
+
+/**
+ * plan_layout_has_dirty_ring - does the VM report dirty pages as (slot id, offset)?
+ * @layout: today's layout
+ *
+ * Return: whether.
+ */
+bool plan_layout_has_dirty_ring(const struct plan_layout *layout);
 
 /**
  * plan_layout_find - look a slot up by its id
@@ -229,8 +264,7 @@ bool plan_layout_next(const struct plan_layout *layout, u32 address_space, u64 g
 int plan_check_entry(const struct memslot_entry *entry, const struct plan_rules *rules,
 		     u32 *reason);
 int plan_build(struct plan *plan, const struct plan_request *request,
-	       const struct plan_layout *layout, const struct plan_rules *rules,
-	       struct plan_error *error);
+	       const struct plan_layout *layout, struct plan_error *error);
 void plan_free(struct plan *plan);
 
 #endif /* MEMSLOT_PLAN_H */

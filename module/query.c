@@ -26,17 +26,24 @@ static void describe(const struct plan_region *region, bool show_hva, struct mem
 }
 
 /*
- * Counts all user slots, and describes as many as there is room for.  A reader
- * like any other, by SRCU and not by the owner's locks: who only looks must not
- * be able to keep the owner from changing the VM, or its vCPUs parked.
+ * Counts all user slots, and describes as many as there is room for.  It is a reader
+ * like any other, in an SRCU section and without the locks of the VM's owner: a process
+ * that only looks must not be able to keep the owner from changing the VM, nor its vCPUs
+ * parked.
  *
- * Returns false while a change is half done: its generation is not final yet.
+ * Returns false while a change is half done: its generation is not final yet, or
+ * it has more than one and this is not the last.  When KVM deletes or moves a slot,
+ * it first publishes a layout in which that slot is KVM_MEMSLOT_INVALID.  That
+ * layout has a generation like any other, but nobody could commit anything for it,
+ * and without that slot it may be one that never comes: the slot may be moved, or
+ * stay because KVM is out of memory.
  */
 static bool collect(struct kvm *kvm, struct memslot_query *reply, struct memslot_entry *entries,
 		    u32 room)
 {
-	bool show_hva = kvm->mm == current->mm;
+	bool show_hva = kvm->mm == current->mm; /* KVM never changes a VM's mm */
 	const struct kvm_memslots *slots;
+	bool half_done;
 	struct kvm_memory_slot *slot;
 	struct plan_region region;
 	struct rb_node *node;
@@ -47,8 +54,12 @@ static bool collect(struct kvm *kvm, struct memslot_query *reply, struct memslot
 	/* One set, looked up once: it stays as it is until readers are gone. */
 	slots = __kvm_memslots(kvm, reply->address_space);
 	generation = READ_ONCE(slots->generation);
+	half_done = generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 	reply->count = 0;
 	layout_for_each_slot(slot, slots, node) {
+		half_done |= slot->flags & KVM_MEMSLOT_INVALID;
+		if (half_done)
+			break;
 		if (slot->id >= KVM_USER_MEM_SLOTS)
 			continue;
 		if (reply->count < room) {
@@ -59,7 +70,7 @@ static bool collect(struct kvm *kvm, struct memslot_query *reply, struct memslot
 	}
 	srcu_read_unlock(&kvm->srcu, srcu);
 	reply->generation = generation;
-	return !(generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
+	return !half_done;
 }
 
 static int copy_out(const struct query_output *output, const struct memslot_entry *entries,

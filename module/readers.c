@@ -1,51 +1,69 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Waiting for readers: the one grace period of a commit.
+ * Waiting for readers: each grace period of a commit.
  *
  * KVM_PRE_FAULT_MEMORY retries a page fault inside one SRCU section until it
- * succeeds or a signal comes.  With the fence up it does not succeed, nor, in
- * some kernels, with a root that KVM has made obsolete; so the grace period would
- * not end.  While it lasts, a patrol makes the threads in that ioctl return: with
- * what they have done so far, or EINTR, as for a signal.
+ * succeeds or a signal comes.  With the fence up it does not succeed, nor in a slot
+ * that is marked invalid, nor, in some kernels, with a root that KVM has made
+ * obsolete, as the zap for a late first shadow root does before the second of two
+ * grace periods.  So a grace period would not end.  While it lasts, a delayed work
+ * looks for threads in that ioctl and makes them return: with what they have done so
+ * far, or EINTR, as for a signal.
  */
 #include "readers.h"
 
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/kref.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/srcu.h>
 #include <linux/workqueue.h>
+#include <linux/memslot.h>
 
 #include "compat/compat.h"
+#include "mutex.h"
 
-/* Well above what a grace period takes by itself. */
-#define PATROL_MS 20
+/* How often the work looks.  A grace period by itself takes much less. */
+#define LOOK_MS 20
 
-/* Threads that are watched at once; if there are more, they get their turn. */
-#define SUSPECTS 16
+/* Most threads that are remembered from one look to the next; others get their turn later. */
+#define MAX_SEEN 16
 
-struct patrol {
+struct prefault_watch {
 	struct delayed_work work;
 	struct kvm *kvm;
-	/* who held which vCPU's mutex outside KVM_RUN when the patrol last came by */
-	struct suspect {
+	/* threads that held a vCPU's mutex outside KVM_RUN at the last look */
+	struct seen_thread {
 		struct kvm_vcpu *vcpu;
-		struct task_struct *holder;
-	} suspect[SUSPECTS];
-	unsigned int suspects;
-	/* the vCPU to go on with */
-	unsigned long next;
+		struct task_struct *holder; /* with a reference */
+	} seen[MAX_SEEN];
+	unsigned int nr_seen;
+	unsigned long next_vcpu; /* where the next look begins */
 };
 
-/* Who holds the vCPU's mutex and is not in KVM_RUN, with a reference, or NULL. */
+/* The thread that holds the vCPU's mutex outside KVM_RUN, with a reference, or NULL */
 static struct task_struct *holder_outside_run(struct kvm_vcpu *vcpu)
 {
-	return compat_in_kvm_run(vcpu) ? NULL : compat_mutex_owner(&vcpu->mutex);
+	return compat_in_kvm_run(vcpu) ? NULL : mutex_holder(&vcpu->mutex);
 }
 
 /*
- * Make a thread leave a loop that looks for signals.  Who sets the flag must wake
- * and kick, for nobody does who finds it set.  The kernel wakes sleepers that can
- * be interrupted only, by a function that is not for modules; others look again
- * and go on to sleep.
+ * Make a thread leave a loop that looks for signals.
+ *
+ * Code that sets TIF_NOTIFY_SIGNAL has to wake or kick the thread as well: anybody
+ * who finds the flag set already takes it that this was done, and does neither.  The
+ * kernel's own function for that wakes only sleepers that can be interrupted, but is not
+ * exported; wake_up_process() wakes any sleeper, and those that cannot be interrupted
+ * check their condition and go on to sleep.
+ *
+ * The flag stays set until the thread returns to userspace.  A thread that is not in
+ * the loop after all, but copies to or from user memory which waits for userfaultfd in
+ * another ioctl of the vCPU, spins until the page comes: its page fault would sleep
+ * interruptibly, so with the flag set it returns at once, and because only a fatal
+ * signal ends a fault that the kernel itself has taken, it is tried again.
  */
 static void interrupt(struct task_struct *task)
 {
@@ -54,15 +72,16 @@ static void interrupt(struct task_struct *task)
 }
 
 /*
- * KVM_RUN has the mutex before it says so, and after, but not for long (on some
- * kernels for a grace period of RCU, where another thread than before runs the
- * vCPU).  Who is outside it twice in a row is hardly in any other ioctl than the
- * one that loops.
+ * A thread in KVM_RUN holds the mutex for a moment before it sets wants_to_run, and
+ * after it has cleared it; the first can take a grace period of RCU, where another
+ * thread than before runs the vCPU.  So a thread is interrupted only if it held the
+ * mutex outside KVM_RUN at two looks in a row: then it is most likely in the ioctl that
+ * loops, for the other ones of a vCPU are short.
  */
-static void judge_suspects(struct patrol *self)
+static void interrupt_seen(struct prefault_watch *self)
 {
-	while (self->suspects) {
-		struct suspect *before = &self->suspect[--self->suspects];
+	while (self->nr_seen) {
+		struct seen_thread *before = &self->seen[--self->nr_seen];
 		struct task_struct *now = holder_outside_run(before->vcpu);
 
 		if (now == before->holder)
@@ -73,29 +92,145 @@ static void judge_suspects(struct patrol *self)
 	}
 }
 
-static void look_for_suspects(struct patrol *self)
+static void remember_holders(struct prefault_watch *self)
 {
-	unsigned long vcpus = atomic_read(&self->kvm->online_vcpus);
+	unsigned long nr_vcpus = atomic_read(&self->kvm->online_vcpus);
 	unsigned long n;
 
-	for (n = 0; n < vcpus && self->suspects < SUSPECTS; n++) {
-		struct kvm_vcpu *vcpu = kvm_get_vcpu(self->kvm, self->next++ % vcpus);
+	for (n = 0; n < nr_vcpus && self->nr_seen < MAX_SEEN; n++) {
+		struct kvm_vcpu *vcpu = kvm_get_vcpu(self->kvm, self->next_vcpu++ % nr_vcpus);
 		struct task_struct *holder = holder_outside_run(vcpu);
 
 		if (!holder)
 			continue;
-		self->suspect[self->suspects++] = (struct suspect){ vcpu, holder };
+		self->seen[self->nr_seen++] = (struct seen_thread){ vcpu, holder };
 	}
 }
 
-static void patrol(struct work_struct *work)
+static void look_for_prefault(struct work_struct *work)
 {
-	struct patrol *self = container_of(to_delayed_work(work), struct patrol, work);
+	struct prefault_watch *self = container_of(to_delayed_work(work), struct prefault_watch,
+						   work);
 
-	judge_suspects(self);
-	look_for_suspects(self);
-	schedule_delayed_work(&self->work, msecs_to_jiffies(PATROL_MS));
+	interrupt_seen(self);
+	remember_holders(self);
+	schedule_delayed_work(&self->work, msecs_to_jiffies(LOOK_MS));
 }
+
+/* ---- Before anything is visible ---- */
+
+/* How often to look for a moment without any reader; the thread sleeps in between */
+#define LOOKS 8
+
+/*
+ * Was there somebody in an SRCU section all the time that this looked?  A reader
+ * counts itself in before it reads and out after it, on whatever CPU it is then.
+ * The ends are summed up first, so that no end is counted whose beginning is not; the
+ * sums are equal only if every section had ended that had begun before.
+ */
+static bool has_readers(struct srcu_struct *srcu)
+{
+#ifdef CONFIG_TREE_SRCU
+	unsigned long begun = 0, ended = 0;
+	int cpu, i;
+
+	for_each_possible_cpu(cpu)
+		for (i = 0; i < 2; i++)
+			ended += COMPAT_SRCU_ENDED(per_cpu_ptr(srcu->sda, cpu), i);
+	/* pairs with the barriers in srcu_read_lock() and srcu_read_unlock() */
+	smp_mb();
+	for_each_possible_cpu(cpu)
+		for (i = 0; i < 2; i++)
+			begun += COMPAT_SRCU_BEGUN(per_cpu_ptr(srcu->sda, cpu), i);
+	return begun != ended;
+#else
+	return true;
+#endif
+}
+
+/* A grace period; the thread that has asked for it may no longer wait for its end */
+struct leave {
+	struct rcu_head rcu;
+	struct kref refs; /* of the waiting thread, and of SRCU */
+	struct completion ended;
+	struct file *file; /* keeps the VM, and with it the srcu_struct, and this module */
+};
+
+static void leave_release(struct kref *refs)
+{
+	kfree(container_of(refs, struct leave, refs));
+}
+
+static void leave_ended(struct rcu_head *rcu)
+{
+	struct leave *leave = container_of(rcu, struct leave, rcu);
+	struct file *file = leave->file;
+
+	complete(&leave->ended);
+	kref_put(&leave->refs, leave_release);
+	/*
+	 * From a kernel thread fput() leaves the release to a work of its own.  So the
+	 * module may be unloaded while this thread has yet to return from here, and
+	 * unloading waits until no task is in its code, see park_drain().
+	 */
+	fput(file);
+}
+
+static int wait_for_grace_period(struct kvm *kvm, struct file *file, unsigned long deadline,
+				 u32 *reason)
+{
+	struct leave *leave;
+	long left;
+
+	leave = kmalloc(sizeof(*leave), GFP_KERNEL_ACCOUNT);
+	if (!leave) {
+		*reason = MEMSLOT_REASON_MEMORY;
+		return -ENOMEM;
+	}
+	kref_init(&leave->refs);
+	kref_get(&leave->refs);
+	init_completion(&leave->ended);
+	leave->file = get_file(file);
+	call_srcu(&kvm->srcu, &leave->rcu, leave_ended);
+
+	left = max(1L, (long)(deadline - jiffies));
+	left = wait_for_completion_killable_timeout(&leave->ended, left);
+	kref_put(&leave->refs, leave_release);
+	if (left > 0)
+		return 0;
+	if (left < 0)
+		return -EINTR;
+	*reason = MEMSLOT_REASON_LOCKED;
+	return -EBUSY;
+}
+
+/**
+ * readers_leave - wait for the readers of a VM whose vCPUs are parked
+ * @kvm: the VM
+ * @file: the open file of /dev/memslot that holds the VM
+ * @deadline: in jiffies, when to give up
+ * @reason: out, on error: enum memslot_reason
+ *
+ * Readers that are no vCPUs may sleep, too: KVM's Xen ioctls do, for a page of user
+ * memory.  After publishing, a commit would have to wait for that with the vCPUs
+ * parked; before, it can give up.  Most of the time there is no reader, which counting
+ * tells; a grace period is awaited only if there was one at each look.
+ *
+ * Return: 0, -EBUSY, -EINTR, or -ENOMEM.
+ */
+int readers_leave(struct kvm *kvm, struct file *file, unsigned long deadline, u32 *reason)
+{
+	int i;
+
+	for (i = 0; i < LOOKS; i++) {
+		if (!has_readers(&kvm->srcu))
+			return 0;
+		usleep_range(20, 100);
+	}
+	return wait_for_grace_period(kvm, file, deadline, reason);
+}
+
+/* ---- After publishing ---- */
 
 /**
  * readers_wait - wait until nobody has a slot of the old layout any more
@@ -104,18 +239,18 @@ static void patrol(struct work_struct *work)
  */
 void readers_wait(struct kvm *kvm, bool parked)
 {
-	struct patrol self = { .kvm = kvm };
-	bool patrolled = COMPAT_PRE_FAULT_MEMORY && !parked;
+	struct prefault_watch watch = { .kvm = kvm };
+	bool watched = COMPAT_PRE_FAULT_MEMORY && !parked;
 
-	if (patrolled) {
-		INIT_DELAYED_WORK_ONSTACK(&self.work, patrol);
-		schedule_delayed_work(&self.work, msecs_to_jiffies(PATROL_MS));
+	if (watched) {
+		INIT_DELAYED_WORK_ONSTACK(&watch.work, look_for_prefault);
+		schedule_delayed_work(&watch.work, msecs_to_jiffies(LOOK_MS));
 	}
 	synchronize_srcu_expedited(&kvm->srcu);
-	if (patrolled) {
-		cancel_delayed_work_sync(&self.work);
-		destroy_delayed_work_on_stack(&self.work);
-		while (self.suspects)
-			put_task_struct(self.suspect[--self.suspects].holder);
+	if (watched) {
+		cancel_delayed_work_sync(&watch.work);
+		destroy_delayed_work_on_stack(&watch.work);
+		while (watch.nr_seen)
+			put_task_struct(watch.seen[--watch.nr_seen].holder);
 	}
 }

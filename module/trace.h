@@ -9,35 +9,78 @@
 #include <linux/tracepoint.h>
 #include <linux/memslot.h>
 
+#include "commit.h"
 #include "step.h"
 
-TRACE_DEFINE_ENUM(STEP_PARK);
-TRACE_DEFINE_ENUM(STEP_PLAN);
-TRACE_DEFINE_ENUM(STEP_PREPARE);
-TRACE_DEFINE_ENUM(STEP_BUILD);
-TRACE_DEFINE_ENUM(STEP_FENCE);
-TRACE_DEFINE_ENUM(STEP_ZAP);
-TRACE_DEFINE_ENUM(STEP_PUBLISH);
-TRACE_DEFINE_ENUM(STEP_WAIT);
-TRACE_DEFINE_ENUM(STEP_UPDATED);
-TRACE_DEFINE_ENUM(STEP_UNFENCE);
-TRACE_DEFINE_ENUM(STEP_MIRROR);
-TRACE_DEFINE_ENUM(STEP_FINISH);
+/*
+ * X(constant, name in traces) for all constants of the interface's enums, and LAST()
+ * for the last one.  Programs that read the events' format in tracefs know a constant
+ * by its number only, which TRACE_DEFINE_ENUM() puts there.
+ */
+#define MEMSLOT_REASONS(X, LAST)				\
+	X(MEMSLOT_REASON_NONE, NONE)				\
+	X(MEMSLOT_REASON_ARGUMENT, ARGUMENT)			\
+	X(MEMSLOT_REASON_UNREADABLE, UNREADABLE)		\
+	X(MEMSLOT_REASON_ENTRY_TOO_NEW, ENTRY_TOO_NEW)		\
+	X(MEMSLOT_REASON_TOO_MANY, TOO_MANY)			\
+	X(MEMSLOT_REASON_SLOT_ID, SLOT_ID)			\
+	X(MEMSLOT_REASON_ADDRESS_SPACE, ADDRESS_SPACE)		\
+	X(MEMSLOT_REASON_FLAGS, FLAGS)				\
+	X(MEMSLOT_REASON_GPA_ALIGN, GPA_ALIGN)			\
+	X(MEMSLOT_REASON_SIZE_ALIGN, SIZE_ALIGN)		\
+	X(MEMSLOT_REASON_HVA_ALIGN, HVA_ALIGN)			\
+	X(MEMSLOT_REASON_HVA_RANGE, HVA_RANGE)			\
+	X(MEMSLOT_REASON_GPA_RANGE, GPA_RANGE)			\
+	X(MEMSLOT_REASON_TOO_LARGE, TOO_LARGE)			\
+	X(MEMSLOT_REASON_DUPLICATE, DUPLICATE)			\
+	X(MEMSLOT_REASON_NO_SLOT, NO_SLOT)			\
+	X(MEMSLOT_REASON_OVERLAP_ENTRY, OVERLAP_ENTRY)		\
+	X(MEMSLOT_REASON_OVERLAP_SLOT, OVERLAP_SLOT)		\
+	X(MEMSLOT_REASON_GUEST_MEMFD, GUEST_MEMFD)		\
+	X(MEMSLOT_REASON_NOT_BOUND, NOT_BOUND)			\
+	X(MEMSLOT_REASON_BOUND, BOUND)				\
+	X(MEMSLOT_REASON_NOT_KVM, NOT_KVM)			\
+	X(MEMSLOT_REASON_OWNER, OWNER)				\
+	X(MEMSLOT_REASON_DEAD, DEAD)				\
+	X(MEMSLOT_REASON_VM_TYPE, VM_TYPE)			\
+	X(MEMSLOT_REASON_PAGE_TRACK, PAGE_TRACK)		\
+	X(MEMSLOT_REASON_MEMORY, MEMORY)			\
+	X(MEMSLOT_REASON_PARK_TIMEOUT, PARK_TIMEOUT)		\
+	X(MEMSLOT_REASON_LOCKED, LOCKED)			\
+	X(MEMSLOT_REASON_GENERATION, GENERATION)		\
+	X(MEMSLOT_REASON_BITMAP_ALIGN, BITMAP_ALIGN)		\
+	X(MEMSLOT_REASON_BITMAP_SIZE, BITMAP_SIZE)		\
+	X(MEMSLOT_REASON_BITMAP_UNWRITABLE, BITMAP_UNWRITABLE)	\
+	X(MEMSLOT_REASON_BITMAP_LOCKED, BITMAP_LOCKED)		\
+	X(MEMSLOT_REASON_NO_DIRTY_LOG, NO_DIRTY_LOG)		\
+	X(MEMSLOT_REASON_DIRTY_RING, DIRTY_RING)		\
+	X(MEMSLOT_REASON_QUERY_ONLY, QUERY_ONLY)		\
+	LAST(MEMSLOT_REASON_NO_ROOM, NO_ROOM)
 
-#define show_step(step)				\
-	__print_symbolic(step,			\
-		{ STEP_PARK, "park" }, \
-		{ STEP_PLAN, "plan" }, \
-		{ STEP_PREPARE, "prepare" }, \
-		{ STEP_BUILD, "build" }, \
-		{ STEP_FENCE, "fence" }, \
-		{ STEP_ZAP, "zap" }, \
-		{ STEP_PUBLISH, "publish" }, \
-		{ STEP_WAIT, "wait" }, \
-		{ STEP_UPDATED, "updated" }, \
-		{ STEP_UNFENCE, "unfence" }, \
-		{ STEP_MIRROR, "mirror" }, \
-		{ STEP_FINISH, "finish" })
+#define MEMSLOT_STRATEGIES(X, LAST)				\
+	X(MEMSLOT_STRATEGY_NONE, NONE)				\
+	X(MEMSLOT_STRATEGY_FENCE, FENCE)			\
+	LAST(MEMSLOT_STRATEGY_PARK, PARK)
+
+#define MEMSLOT_PARK_CAUSES(X, LAST)				\
+	X(MEMSLOT_PARK_NOT, NOT)				\
+	X(MEMSLOT_PARK_REQUESTED, REQUESTED)			\
+	X(MEMSLOT_PARK_SHADOW_PAGING, SHADOW_PAGING)		\
+	X(MEMSLOT_PARK_NESTED, NESTED)				\
+	X(MEMSLOT_PARK_UNCOVERS, UNCOVERS)			\
+	LAST(MEMSLOT_PARK_DIRTY_LOG, DIRTY_LOG)
+
+#define memslot_define_enum(constant, name) TRACE_DEFINE_ENUM(constant);
+MEMSLOT_STEPS(memslot_define_enum, memslot_define_enum)
+MEMSLOT_REASONS(memslot_define_enum, memslot_define_enum)
+MEMSLOT_STRATEGIES(memslot_define_enum, memslot_define_enum)
+MEMSLOT_PARK_CAUSES(memslot_define_enum, memslot_define_enum)
+#undef memslot_define_enum
+
+#define memslot_last_symbol(constant, name) { constant, #name }
+#define memslot_symbol(constant, name) memslot_last_symbol(constant, name),
+#define memslot_show(value, constants) \
+	__print_symbolic(value, constants(memslot_symbol, memslot_last_symbol))
 
 TRACE_EVENT(memslot_commit_start,
 	    TP_PROTO(struct kvm *kvm, u32 entries, u32 flags),
@@ -55,7 +98,7 @@ TRACE_EVENT(memslot_commit_start,
 		__entry->flags = flags;
 	    ),
 
-	    TP_printk("vm %d entries %u flags 0x%x", __entry->vm, __entry->entries,
+	    TP_printk("vm=%d entries=%u flags=0x%x", __entry->vm, __entry->entries,
 		      __entry->flags)
 );
 
@@ -73,13 +116,13 @@ TRACE_EVENT(memslot_commit_step,
 		__entry->step = step;
 	    ),
 
-	    TP_printk("vm %d %s done", __entry->vm,
-		      show_step(__entry->step))
+	    TP_printk("vm=%d step=%s", __entry->vm,
+		      memslot_show(__entry->step, MEMSLOT_STEPS))
 );
 
 TRACE_EVENT(memslot_commit_end,
-	    TP_PROTO(struct kvm *kvm, int err, const struct memslot_commit *reply),
-	    TP_ARGS(kvm, err, reply),
+	    TP_PROTO(struct kvm *kvm, int err, const struct commit_result *result),
+	    TP_ARGS(kvm, err, result),
 
 	    TP_STRUCT__entry(
 		__field(pid_t, vm)
@@ -99,35 +142,42 @@ TRACE_EVENT(memslot_commit_end,
 		__field(u64, pages_removed)
 		__field(u64, pages_added)
 		__field(u64, ns_fenced)
+		__field(u32, tombstones)
+		__field(u32, late_root)
 	    ),
 
 	    TP_fast_assign(
 		__entry->vm = kvm->userspace_pid;
 		__entry->err = err;
-		__entry->failed_index = reply->failed_index;
-		__entry->reason = reply->reason;
-		__entry->strategy = reply->strategy;
-		__entry->park_cause = reply->park_cause;
-		__entry->created = reply->created;
-		__entry->deleted = reply->deleted;
-		__entry->replaced = reply->replaced;
-		__entry->moved = reply->moved;
-		__entry->reflagged = reply->reflagged;
-		__entry->grace_periods = reply->grace_periods;
-		__entry->pages_kept = reply->pages_kept;
-		__entry->pages_remapped = reply->pages_remapped;
-		__entry->pages_removed = reply->pages_removed;
-		__entry->pages_added = reply->pages_added;
-		__entry->ns_fenced = reply->ns_fenced;
+		__entry->failed_index = result->error.index;
+		__entry->reason = result->error.reason;
+		__entry->strategy = result->strategy;
+		__entry->park_cause = result->park_cause;
+		__entry->created = result->totals.count[PLAN_CREATE];
+		__entry->deleted = result->totals.count[PLAN_DELETE];
+		__entry->replaced = result->totals.count[PLAN_REPLACE];
+		__entry->moved = result->totals.count[PLAN_MOVE];
+		__entry->reflagged = result->totals.count[PLAN_REFLAG];
+		__entry->grace_periods = result->grace_periods;
+		__entry->pages_kept = result->totals.pages_kept;
+		__entry->pages_remapped = result->totals.pages_remapped;
+		__entry->pages_removed = result->totals.pages_removed;
+		__entry->pages_added = result->totals.pages_added;
+		__entry->ns_fenced = result->ns_fenced;
+		__entry->tombstones = result->nr_tombstones;
+		__entry->late_root = result->late_root;
 	    ),
 
-	    TP_printk("vm %d err %d entry %d reason %u strategy %u cause %u created %u deleted %u replaced %u moved %u reflagged %u grace periods %u kept %llu remapped %llu removed %llu added %llu fenced %llu ns",
-		      __entry->vm, __entry->err, (int)__entry->failed_index, __entry->reason,
-		      __entry->strategy, __entry->park_cause, __entry->created,
-		      __entry->deleted, __entry->replaced, __entry->moved,
+	    TP_printk("vm=%d err=%d entry=%d reason=%s strategy=%s cause=%s created=%u deleted=%u replaced=%u moved=%u reflagged=%u grace_periods=%u kept=%llu remapped=%llu removed=%llu added=%llu ns_fenced=%llu tombstones=%u late_root=%u",
+		      __entry->vm, __entry->err, (int)__entry->failed_index,
+		      memslot_show(__entry->reason, MEMSLOT_REASONS),
+		      memslot_show(__entry->strategy, MEMSLOT_STRATEGIES),
+		      memslot_show(__entry->park_cause, MEMSLOT_PARK_CAUSES),
+		      __entry->created, __entry->deleted, __entry->replaced, __entry->moved,
 		      __entry->reflagged, __entry->grace_periods,
 		      __entry->pages_kept, __entry->pages_remapped, __entry->pages_removed,
-		      __entry->pages_added, __entry->ns_fenced)
+		      __entry->pages_added, __entry->ns_fenced, __entry->tombstones,
+		      __entry->late_root)
 );
 
 #endif /* MEMSLOT_TRACE_H */

@@ -16,6 +16,10 @@
  * Each operation comes twice: NAME() throws memslot::error, try_NAME() is noexcept and returns a
  * memslot::result.  Neither allocates memory unless it throws; but for query(), while the layout
  * has too little room (see layout::reserve()).
+ *
+ * With -fno-exceptions all that throws memslot::error is left out, and the rest is the same; but
+ * that memory runs out ends the program then, where otherwise std::bad_alloc is thrown or ENOMEM
+ * returned.  Who makes room with reserve() beforehand allocates nothing later.
  */
 #pragma once
 
@@ -101,11 +105,14 @@ constexpr decltype(last) to_enum(std::uint32_t number) noexcept
 }
 
 /*
- * The switches below have no default on purpose: an enumerator without words does not
- * compile, whatever warnings the including program asks for.
+ * The switches below have no default on purpose: so the compiler tells our tests which enumerator
+ * has no words.  A program that has a newer <linux/memslot.h> than this header shall not hear of
+ * it, or be stopped by it.
  */
 #pragma GCC diagnostic push
-#pragma GCC diagnostic error "-Wswitch"
+#pragma GCC diagnostic ignored "-Wswitch"
+#pragma GCC diagnostic ignored "-Wswitch-default"
+#pragma GCC diagnostic ignored "-Wswitch-enum"
 
 /**
  * What a reason means and what to do about it, as a phrase without a full stop.
@@ -178,8 +185,9 @@ constexpr decltype(last) to_enum(std::uint32_t number) noexcept
 		return "a vCPU did not leave KVM_RUN in time; try again, "
 		       "or see whether it waits for its own memory (userfaultfd, FUSE, NFS)";
 	case MEMSLOT_REASON_LOCKED:
-		return "somebody else changes the VM's slots or reads its dirty log, and did not "
-		       "end in time; try again";
+		return "another call on this file or this VM (a change of its slots, its dirty "
+		       "log, a new vCPU, Xen's) did not end in time; try again, or see whether "
+		       "it waits for its own memory (userfaultfd, FUSE, NFS)";
 	case MEMSLOT_REASON_GENERATION:
 		return "the layout has changed since it was queried; query it and build the batch "
 		       "again";
@@ -318,6 +326,8 @@ struct failure {
 	}
 };
 
+#ifdef __cpp_exceptions
+
 /** Thrown by every operation that is not called try_; code() carries the errno. */
 class error : public std::system_error {
 public:
@@ -357,6 +367,8 @@ private:
 	failure why_;
 };
 
+#endif /* __cpp_exceptions */
+
 /** A value or a failure, in the manner of C++23's std::expected. */
 template <typename T>
 class [[nodiscard]] result {
@@ -383,6 +395,7 @@ public:
 		return has_value();
 	}
 
+#ifdef __cpp_exceptions
 	/** The value; throws memslot::error if there is none. */
 	[[nodiscard]] T &value() &
 	{
@@ -403,6 +416,7 @@ public:
 		must_have_value();
 		return *std::move(*this);
 	}
+#endif
 
 	/** The value; only if has_value(). */
 	[[nodiscard]] T &operator*() &noexcept
@@ -441,11 +455,13 @@ public:
 	}
 
 private:
+#ifdef __cpp_exceptions
 	void must_have_value() const
 	{
 		if (!has_value())
 			throw memslot::error(error());
 	}
+#endif
 
 	std::variant<T, failure> content_;
 };
@@ -474,12 +490,14 @@ public:
 		return has_value();
 	}
 
+#ifdef __cpp_exceptions
 	/** Throws memslot::error unless it was a success. */
 	void value() const
 	{
 		if (failure_)
 			throw memslot::error(*failure_);
 	}
+#endif
 
 	/** The failure; only if not has_value(). */
 	[[nodiscard]] const failure &error() const noexcept
@@ -532,8 +550,23 @@ public:
 	/** What was never queried: empty, and no commit can depend on it. */
 	layout() noexcept = default;
 
-	layout(const layout &other) = default;
-	layout &operator=(const layout &other) = default;
+	/** Has no more room than it needs; may throw std::bad_alloc. */
+	layout(const layout &other)
+	    : slots_(other.slots_), address_space_(other.address_space_),
+	      generation_(other.generation_)
+	{
+	}
+
+	/** Keeps its own room; may throw std::bad_alloc, which leaves this layout as it was. */
+	layout &operator=(const layout &other)
+	{
+		/* All that can throw, before anything changes */
+		slots_.reserve(other.size());
+		slots_ = other.slots_;
+		address_space_ = other.address_space_;
+		generation_ = other.generation_;
+		return *this;
+	}
 
 	/** Leaves @p other as if it had never been queried. */
 	layout(layout &&other) noexcept
@@ -661,7 +694,10 @@ private:
 		generation_ = reply.generation;
 	}
 
-	/* The kernel's array: all of it is room, what it holds is of no use after a query */
+	/*
+	 * The kernel's array: all of it is room, what it holds is of no use after a query.  There
+	 * is room for as many slots_.
+	 */
 	std::vector<memslot_entry> entries_;
 	std::vector<slot_info> slots_;
 	std::uint32_t address_space_ = 0;
@@ -685,6 +721,37 @@ private:
  */
 class batch {
 public:
+	/** Empty. */
+	batch() noexcept = default;
+
+	/** The same entries; may throw std::bad_alloc. */
+	batch(const batch &other) = default;
+
+	/** Keeps its own room; may throw std::bad_alloc, which leaves this batch as it was. */
+	batch &operator=(const batch &other)
+	{
+		/* All that can throw, before anything changes */
+		reserve(other.size());
+		entries_ = other.entries_;
+		order_ = other.order_;
+		return *this;
+	}
+
+	/** Leaves @p other empty. */
+	batch(batch &&other) noexcept = default;
+
+	/** Leaves @p other empty. */
+	batch &operator=(batch &&other) noexcept
+	{
+		batch moved(std::move(other));
+
+		std::swap(entries_, moved.entries_);
+		std::swap(order_, moved.order_);
+		return *this;
+	}
+
+	~batch() = default;
+
 	/**
 	 * The slot shall be this region, whether it exists today or not.
 	 *
@@ -781,18 +848,19 @@ private:
 
 	batch &put(const region &want, const address_and_bytes &last_dirty)
 	{
-		return put({
-			.slot = want.slot,
-			.address_space = want.address_space,
-			.flags = (want.log_dirty_pages ? MEMSLOT_ENTRY_LOG_DIRTY_PAGES : 0U) |
-				 (want.readonly ? MEMSLOT_ENTRY_READONLY : 0U),
-			.reserved = 0,
-			.guest_phys_addr = want.guest_phys_addr,
-			.memory_size = want.memory_size,
-			.userspace_addr = reinterpret_cast<std::uintptr_t>(want.userspace_addr),
-			.dirty_bitmap = last_dirty.address,
-			.dirty_bitmap_size = last_dirty.bytes,
-		});
+		/* Not a list of all fields: a newer <linux/memslot.h> may have more of them */
+		memslot_entry entry{};
+
+		entry.slot = want.slot;
+		entry.address_space = want.address_space;
+		entry.flags = (want.log_dirty_pages ? MEMSLOT_ENTRY_LOG_DIRTY_PAGES : 0U) |
+			      (want.readonly ? MEMSLOT_ENTRY_READONLY : 0U);
+		entry.guest_phys_addr = want.guest_phys_addr;
+		entry.memory_size = want.memory_size;
+		entry.userspace_addr = reinterpret_cast<std::uintptr_t>(want.userspace_addr);
+		entry.dirty_bitmap = last_dirty.address;
+		entry.dirty_bitmap_size = last_dirty.bytes;
+		return put(entry);
 	}
 
 	static std::uint64_t key(const memslot_entry &entry) noexcept
@@ -965,7 +1033,8 @@ struct report {
 	std::uint32_t moved;
 	/** slots with only dirty logging switched */
 	std::uint32_t reflagged;
-	/** SRCU grace periods waited for: 1, or 0 if nothing changed */
+	/** SRCU grace periods waited for: 0 if nothing changes, 2 if there are tombstones, else 1
+	 */
 	std::uint32_t grace_periods;
 	/** pages whose gfn keeps its host address */
 	std::uint64_t pages_kept;
@@ -979,6 +1048,10 @@ struct report {
 	std::chrono::nanoseconds ns_fenced;
 	/** KVM's generation per address space, afterwards */
 	std::array<std::uint64_t, MEMSLOT_MAX_ADDRESS_SPACES> generation;
+	/** ranges of guest memory that went away while vCPUs ran on */
+	std::uint32_t tombstones;
+	/** 1 if the VM's first nested guest got its root meanwhile; in such memory it is dropped */
+	std::uint32_t late_root;
 };
 
 /**
@@ -1022,6 +1095,7 @@ public:
 			::close(fd_);
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * Opens the device, close-on-exec.
 	 *
@@ -1032,6 +1106,7 @@ public:
 	{
 		return try_open(path).value();
 	}
+#endif
 
 	/** open() without exceptions. */
 	static result<device> try_open(const char *path = default_path) noexcept
@@ -1055,6 +1130,7 @@ public:
 		return std::exchange(fd_, -1);
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * What the module can do; needs no VM.
 	 *
@@ -1064,6 +1140,7 @@ public:
 	{
 		return try_info().value();
 	}
+#endif
 
 	/** info() without exceptions. */
 	result<device_info> try_info() const noexcept
@@ -1082,6 +1159,7 @@ public:
 		};
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * Binds this open file to one VM, for good.  @p vm_fd may be closed afterwards; the VM
 	 * lives until this device is closed too.
@@ -1097,6 +1175,7 @@ public:
 	{
 		return try_bind(vm_fd, what_for).value();
 	}
+#endif
 
 	/** bind() without exceptions. */
 	result<std::uint32_t> try_bind(int vm_fd, access what_for = access::change) noexcept
@@ -1115,6 +1194,7 @@ public:
 		return arg.address_spaces;
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * Appends the batch to what the next commit() applies: all of it, or nothing.  A slot may
 	 * be staged only once.
@@ -1127,6 +1207,7 @@ public:
 	{
 		try_stage(entries).value();
 	}
+#endif
 
 	/** stage() without exceptions. */
 	result<void> try_stage(const batch &entries) noexcept
@@ -1148,6 +1229,7 @@ public:
 		return {};
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * Drops what stage() appended.
 	 *
@@ -1158,6 +1240,7 @@ public:
 	{
 		try_reset().value();
 	}
+#endif
 
 	/** reset() without exceptions. */
 	result<void> try_reset() noexcept
@@ -1170,6 +1253,7 @@ public:
 		return {};
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * Applies what was staged and @p entries as one change, or nothing of it.
 	 *
@@ -1187,6 +1271,7 @@ public:
 	{
 		return try_commit(entries, how).value();
 	}
+#endif
 
 	/** commit() without exceptions. */
 	result<report> try_commit(const batch &entries, const commit_options &how = {}) noexcept
@@ -1238,9 +1323,12 @@ public:
 			.pages_added = arg.pages_added,
 			.ns_fenced = std::chrono::nanoseconds(arg.ns_fenced),
 			.generation = {arg.generation[0], arg.generation[1]},
+			.tombstones = arg.tombstones,
+			.late_root = arg.late_root,
 		};
 	}
 
+#ifdef __cpp_exceptions
 	/**
 	 * The layout of an address space as it is at one moment.
 	 *
@@ -1265,16 +1353,33 @@ public:
 		query(now, address_space);
 		return now;
 	}
+#endif
 
 	/** query() without exceptions; fails with ENOMEM where that throws std::bad_alloc. */
 	result<void> try_query(layout &into, std::uint32_t address_space = 0) const noexcept
-	try {
+	{
+#ifdef __cpp_exceptions
+		try {
+			return query_into(into, address_space);
+		} catch (const std::bad_alloc &) {
+			return failure{.op = operation::query, .errnum = ENOMEM};
+		}
+#else
+		return query_into(into, address_space);
+#endif
+	}
+
+private:
+	/* KVM's count up from 0, with the highest bit for one that is being made */
+	static constexpr std::uint64_t never_a_generation = ~std::uint64_t{0};
+
+	/* May throw std::bad_alloc */
+	result<void> query_into(layout &into, std::uint32_t address_space) const
+	{
 		/* Each turn more slots would have to come than the last one left room for */
 		for (unsigned int turns = 8;; turns--) {
 			memslot_query arg{};
 
-			/* A copy has the kernel's array, but not the room for as many slots */
-			into.reserve(into.entries_.size());
 			arg.size = sizeof(arg);
 			arg.entries = reinterpret_cast<std::uintptr_t>(into.entries_.data());
 			arg.count = static_cast<std::uint32_t>(into.entries_.size());
@@ -1292,13 +1397,7 @@ public:
 				};
 			into.reserve(std::size_t{arg.count} + arg.count / 8 + 8);
 		}
-	} catch (const std::bad_alloc &) {
-		return failure{.op = operation::query, .errnum = ENOMEM};
 	}
-
-private:
-	/* KVM's count up from 0, with the highest bit for one that is being made */
-	static constexpr std::uint64_t never_a_generation = ~std::uint64_t{0};
 
 	/*
 	 * What names an address space of which if_generation has no layout: it would be ESTALE, and

@@ -6,36 +6,13 @@
 #ifndef MEMSLOT_COMPAT_H
 #define MEMSLOT_COMPAT_H
 
-#include <linux/kprobes.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
-#include <linux/mutex.h>
-#include <linux/sched/task.h>
-
+#include <linux/srcu.h>
 #include <linux/version.h>
-
-#include <asm/ibt.h>
 
 #include "../kvm_internals.h"
 #include "../plan.h"
-
-/*
- * The true entry of a probed function: with indirect-branch tracking the probe
- * sits behind the ENDBR that a function begins with.
- */
-static inline unsigned long compat_kprobe_entry(const struct kprobe *probe)
-{
-	unsigned long address = (unsigned long)probe->addr;
-
-#ifdef CONFIG_X86_KERNEL_IBT
-	u32 before = *(u32 *)(address - ENDBR_INSN_SIZE);
-
-	/* the kernel overwrites an ENDBR that nothing jumps to */
-	if (before == gen_endbr() || before == gen_endbr_poison())
-		address -= ENDBR_INSN_SIZE;
-#endif
-	return address;
-}
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
 #define COMPAT_MAX_ADDRESS_SPACES KVM_MAX_NR_ADDRESS_SPACES
@@ -52,7 +29,10 @@ static inline u32 compat_address_spaces(struct kvm *kvm)
 #endif
 }
 
-/* Does the MMU that needs no reverse maps serve this VM? */
+/*
+ * Does the MMU that needs no reverse maps serve this VM?  Set when the VM was made, or
+ * when KVM's vendor module was loaded.
+ */
 static inline bool compat_tdp_mmu_enabled(struct kvm *kvm)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
@@ -62,33 +42,14 @@ static inline bool compat_tdp_mmu_enabled(struct kvm *kvm)
 #endif
 }
 
-/* Can a guest become a hypervisor here?  Not: does its CPUID say so. */
-static inline bool compat_can_nest(void)
+/* Is the VM of another type than KVM's default?  A VM's type never changes. */
+static inline bool compat_has_other_type(struct kvm *kvm)
 {
-	return memslot_kvm_cpu_caps[X86_FEATURE_SVM / 32] & BIT(X86_FEATURE_SVM % 32) ||
-	       memslot_kvm_cpu_caps[X86_FEATURE_VMX / 32] & BIT(X86_FEATURE_VMX % 32);
-}
-
-/*
- * VMs of another type than the default are encrypted, or may be.  Of the default
- * type, too, those that KVM_SEV_INIT made, and nothing in struct kvm marks them.
- * But the vendor's hook for encrypted regions answers ENOTTY for all others
- * before it looks at the region, and EINVAL here, for no region begins at this
- * address.
- */
-static inline bool compat_is_protected(struct kvm *kvm)
-{
-	struct kvm_enc_region nowhere = { .addr = ~0ULL, .size = ~0ULL };
-
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
-	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM)
-		return true;
+	return kvm->arch.vm_type != KVM_X86_DEFAULT_VM;
+#else
+	return false;
 #endif
-	/* spares other machines the lock that the hook takes */
-	if (!(memslot_kvm_cpu_caps[X86_FEATURE_SEV / 32] & BIT(X86_FEATURE_SEV % 32)))
-		return false;
-	return memslot_kvm_x86_ops->mem_enc_unregister_region &&
-	       internal(__SCT__kvm_x86_mem_enc_unregister_region)(kvm, &nowhere) != -ENOTTY;
 }
 
 /*
@@ -151,25 +112,6 @@ static inline void compat_fence_drop(struct kvm *kvm, const struct plan *plan)
 }
 
 /*
- * Zap a range by the TDP MMU without letting go of mmu_lock.  @slot names the
- * address space only, as long as no rmaps are in use; its id, 0, is a user's, so
- * that newer kernels do not take it for that of the APIC page.  Returns whether
- * TLBs must be flushed.
- */
-static inline bool compat_unmap(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t start,
-				gfn_t end)
-{
-	struct kvm_gfn_range range = {
-		.slot = slot,
-		.start = start,
-		.end = end,
-		.may_block = false,
-	};
-
-	return internal(kvm_unmap_gfn_range)(kvm, &range);
-}
-
-/*
  * Does KVM zap everything when a slot goes, for there is a device?  Newer
  * kernels do not ask: they zap everything for any VM, or a slot only for one
  * that wants it so (KVM_X86_QUIRK_SLOT_ZAP_ALL).  What tells there is that
@@ -204,6 +146,18 @@ static inline bool compat_page_tables_need_slots(struct kvm *kvm)
 	return false;
 #endif
 }
+
+/* How often a CPU has begun and ended an SRCU section, with index @i */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+#define COMPAT_SRCU_BEGUN(data, i) atomic_long_read(&(data)->srcu_ctrs[i].srcu_locks)
+#define COMPAT_SRCU_ENDED(data, i) atomic_long_read(&(data)->srcu_ctrs[i].srcu_unlocks)
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+#define COMPAT_SRCU_BEGUN(data, i) atomic_long_read(&(data)->srcu_lock_count[i])
+#define COMPAT_SRCU_ENDED(data, i) atomic_long_read(&(data)->srcu_unlock_count[i])
+#else
+#define COMPAT_SRCU_BEGUN(data, i) READ_ONCE((data)->srcu_lock_count[i])
+#define COMPAT_SRCU_ENDED(data, i) READ_ONCE((data)->srcu_unlock_count[i])
+#endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
 /* KVM_PRE_FAULT_MEMORY does not let go of SRCU while a fault is to be retried. */
@@ -250,33 +204,6 @@ static inline long compat_pin_user_pages(unsigned long start, unsigned long n,
 #else
 	return pin_user_pages(start, n, flags, pages, NULL);
 #endif
-}
-
-/*
- * The task that holds @lock, with a reference, or NULL.  Its task_struct stays
- * valid under RCU: it was alive when it was seen as the owner.
- */
-static inline struct task_struct *compat_mutex_owner(struct mutex *lock)
-{
-	struct task_struct *owner;
-
-	rcu_read_lock();
-	/* the low three bits are flags, see kernel/locking/mutex.h */
-	owner = (struct task_struct *)(atomic_long_read(&lock->owner) & ~0x7L);
-	if (owner)
-		get_task_struct(owner);
-	rcu_read_unlock();
-	return owner;
-}
-
-/*
- * Tell lockdep that @lock, just taken by trylock, is one of many under @outer:
- * it keeps count of those instead of giving each one of its 48 places.
- */
-static inline void compat_mutex_nest(struct mutex *lock, struct mutex *outer)
-{
-	lock_release(&lock->dep_map, _THIS_IP_);
-	lock_acquire(&lock->dep_map, 0, 1, 0, 1, &outer->dep_map, _THIS_IP_);
 }
 
 #endif /* MEMSLOT_COMPAT_H */

@@ -101,9 +101,18 @@ void arena::stop()
 {
 	if (userfault_ < 0)
 		return;
+	uffdio_range slow{};
+
 	server_.request_stop();
 	server_.join();
-	/* Whoever still waits is let go. */
+	/*
+	 * Unregistering lets everybody go who still waits.  To close alone is not enough on Linux
+	 * 6.1: a vCPU's page fault (get_user_pages) that finds the userfaultfd released tries again
+	 * with the mmap lock held, which the release is waiting for, and neither ever ends.
+	 */
+	slow.start = at(slow_at);
+	slow.len = mib;
+	check(!ioctl(userfault_, UFFDIO_UNREGISTER, &slow), "UFFDIO_UNREGISTER");
 	close(userfault_);
 	userfault_ = -1;
 }

@@ -4,11 +4,11 @@
  * everything around them changes.  Whether the kernel stood it, its log says.
  */
 #include "chance.hpp"
+#include "command_line.hpp"
 #include "round.hpp"
 
 #include <array>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cinttypes>
 #include <cstdio>
@@ -19,7 +19,6 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
-#include <getopt.h>
 #include <iostream>
 #include <linux/kvm.h>
 #include <optional>
@@ -59,56 +58,17 @@ struct options {
 constexpr std::uint64_t calls_per_round = 3000;
 constexpr auto patience = 600s; /* with one round */
 
-std::optional<std::uint64_t> number(const char *text)
-{
-	const char *end = text + std::strlen(text);
-	std::uint64_t value = 0;
-	const auto [rest, error] = std::from_chars(text, end, value);
-
-	return rest == end && error == std::errc{} ? std::optional(value) : std::nullopt;
-}
-
-[[noreturn]] void wrong_usage(const std::string &what)
-{
-	std::fprintf(stderr, "ioctl: %s\n%s", what.c_str(), usage);
-	std::exit(2);
-}
-
 options parse(int argc, char **argv)
 {
-	static constexpr std::array<option, 6> known{{
-		{"calls", required_argument, nullptr, 'c'},
-		{"seconds", required_argument, nullptr, 't'},
-		{"seed", required_argument, nullptr, 's'},
-		{"round", required_argument, nullptr, 'r'},
-		{"help", no_argument, nullptr, 'h'},
-		{},
-	}};
-	options options;
-	int what;
+	options chosen;
 
-	while ((what = getopt_long(argc, argv, "", known.data(), nullptr)) != -1) {
-		if (what == 'h') {
-			std::fputs(usage, stdout);
-			std::exit(0);
-		}
-		if (what == '?')
-			std::exit(2);
-		const auto value = number(optarg);
-		if (!value)
-			wrong_usage("not a number: " + std::string(optarg));
-		if (what == 'c')
-			options.calls = *value;
-		else if (what == 't')
-			options.seconds = value;
-		else if (what == 's')
-			options.seed = *value;
-		else
-			options.round = value;
-	}
-	if (optind < argc)
-		wrong_usage("unknown argument: " + std::string(argv[optind]));
-	return options;
+	guests::command_line(usage)
+		.number("calls", chosen.calls)
+		.number("seconds", chosen.seconds)
+		.number("seed", chosen.seed)
+		.number("round", chosen.round)
+		.parse(argc, argv);
+	return chosen;
 }
 
 /*
@@ -236,12 +196,8 @@ bool fuzz_all(const options &options, fuzz::tally &tally)
 
 int main(int argc, char **argv)
 {
-	const options options = parse(argc, argv);
-
-	try {
-		return fuzz_all(options, fuzz::tally::make()) ? 0 : 1;
-	} catch (const std::exception &error) {
-		std::fprintf(stderr, "ioctl: %s\n", error.what());
-		return 1;
-	}
+	return guests::run_program("ioctl", [&] {
+		return fuzz_all(parse(argc, argv), fuzz::tally::make()) ? EXIT_SUCCESS
+									: EXIT_FAILURE;
+	});
 }

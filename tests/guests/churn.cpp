@@ -3,15 +3,14 @@
  * Guests that tell the truth: changes the memslots of a range over and over while vCPUs read and
  * execute all of it, and reports what they saw as one JSON object.
  */
+#include "command_line.hpp"
+#include "json.hpp"
 #include "scenario.hpp"
 
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
-#include <getopt.h>
 #include <numeric>
-#include <optional>
-#include <sstream>
 #include <stdexcept>
 
 namespace {
@@ -27,6 +26,7 @@ struct options {
 	mode how = mode::batched;
 	unsigned int vcpus = 1;
 	std::uint64_t transactions = 100;
+	std::uint64_t milliseconds = 0; /* 0: transactions counts */
 	std::string scenario = "all";
 	memslot::commit_options commit{};
 	guests::nesting nested = guests::nesting::none;
@@ -46,7 +46,10 @@ Changes the memslots of running guests and prints what they saw as JSON.
                       paused: one by one, with all vCPUs out of KVM_RUN
   --vcpus N           1 ... 64 (default: 1)
   --transactions N    changes of layout per scenario (default: 100)
-  --scenario NAME     split-merge, replace, move, swap, resize or all (default)
+  --milliseconds T    as many changes as go into this time, per scenario, and
+                      four at least; --transactions is not looked at
+  --scenario NAME     split-merge, replace, move, swap, resize, uncover or all
+                      (default)
   --park              batched: park the vCPUs even where a fence would do
   --nested TABLES     each vCPU runs a guest of its own, half of the time; whose
                       page tables translate that one's physical addresses:
@@ -80,11 +83,12 @@ struct outcome {
 	std::uint64_t replaced = 0;
 	std::uint64_t moved = 0;
 	std::uint64_t total_ns_fenced = 0;
+	std::uint64_t grace_periods = 0;
+	std::uint64_t tombstones = 0;
 	/* of those that parked: why */
 	std::uint64_t park_requested = 0;
 	std::uint64_t park_shadow_paging = 0;
 	std::uint64_t park_nested = 0;
-	std::uint64_t park_uncovers = 0;
 	/* of guests in guests, see guests::vcpu_page */
 	std::uint64_t nested_errors = 0;
 
@@ -104,11 +108,12 @@ struct outcome {
 		park_requested += report.park_cause == MEMSLOT_PARK_REQUESTED;
 		park_shadow_paging += report.park_cause == MEMSLOT_PARK_SHADOW_PAGING;
 		park_nested += report.park_cause == MEMSLOT_PARK_NESTED;
-		park_uncovers += report.park_cause == MEMSLOT_PARK_UNCOVERS;
 		created += report.created;
 		deleted += report.deleted;
 		replaced += report.replaced;
 		moved += report.moved;
+		grace_periods += report.grace_periods;
+		tombstones += report.tombstones;
 		total_ns_fenced += static_cast<std::uint64_t>(report.ns_fenced.count());
 	}
 
@@ -149,84 +154,37 @@ constexpr std::array counters{
 	counter{"replaced", &outcome::replaced},
 	counter{"moved", &outcome::moved},
 	counter{"total_ns_fenced", &outcome::total_ns_fenced},
+	counter{"grace_periods", &outcome::grace_periods},
+	counter{"tombstones", &outcome::tombstones},
 	counter{"park_requested", &outcome::park_requested},
 	counter{"park_shadow_paging", &outcome::park_shadow_paging},
 	counter{"park_nested", &outcome::park_nested},
-	counter{"park_uncovers", &outcome::park_uncovers},
 	counter{"nested_errors", &outcome::nested_errors},
 };
 
-std::uint64_t number(const char *text, std::uint64_t least, std::uint64_t most)
+options parse(int argc, char **argv)
 {
-	char *end = nullptr;
-
-	errno = 0;
-	const std::uint64_t value = std::strtoull(text, &end, 10);
-	if (errno || end == text || *end || value < least || value > most)
-		throw std::invalid_argument(std::string(text) + " is not a number from " +
-					    std::to_string(least) + " to " + std::to_string(most));
-	return value;
-}
-
-/* The value of an enum whose names these are. */
-template <typename value>
-value called(const std::array<std::string_view, 3> &names, const char *what, std::string_view name)
-{
-	const auto found = std::ranges::find(names, name);
-
-	if (found == names.end())
-		throw std::invalid_argument(std::string("no ") + what + " is called " +
-					    std::string(name));
-	return static_cast<value>(found - names.begin());
-}
-
-std::optional<options> parse(int argc, char **argv)
-{
-	static constexpr std::array<option, 8> known{{
-		{"mode", required_argument, nullptr, 'm'},
-		{"vcpus", required_argument, nullptr, 'v'},
-		{"transactions", required_argument, nullptr, 't'},
-		{"scenario", required_argument, nullptr, 's'},
-		{"park", no_argument, nullptr, 'p'},
-		{"nested", required_argument, nullptr, 'n'},
-		{"help", no_argument, nullptr, 'h'},
-		{nullptr, 0, nullptr, 0},
-	}};
 	options chosen;
 
-	for (int c; (c = getopt_long(argc, argv, "", known.data(), nullptr)) != -1;) {
-		switch (c) {
-		case 'm':
-			chosen.how = called<mode>(mode_names, "mode", optarg);
-			break;
-		case 'v':
-			chosen.vcpus =
-				static_cast<unsigned int>(number(optarg, 1, guests::max_vcpus));
-			break;
-		case 't':
-			/* A version has to fit the operand of an instruction */
-			chosen.transactions = number(optarg, 1, 1 << 30);
-			break;
-		case 's':
-			chosen.scenario = optarg;
-			break;
-		case 'p':
-			chosen.commit.park = true;
-			break;
-		case 'n':
-			chosen.nested = called<guests::nesting>(nesting_names, "nesting", optarg);
-			break;
-		case 'h':
-			std::fputs(usage, stdout);
-			return std::nullopt;
-		default:
-			throw std::invalid_argument("try --help");
-		}
-	}
-	if (optind != argc)
-		throw std::invalid_argument(std::string("what is ") + argv[optind] + "?");
+	guests::command_line(usage)
+		.text("mode",
+		      [&](std::string_view name) {
+			      chosen.how = guests::called<mode>(name, mode_names, "mode");
+		      })
+		.number("vcpus", chosen.vcpus, 1, guests::max_vcpus)
+		/* A version has to fit the operand of an instruction */
+		.number("transactions", chosen.transactions, 1, 1 << 30)
+		.number("milliseconds", chosen.milliseconds, 1, 86'400'000)
+		.text("scenario", [&](std::string_view name) { chosen.scenario = name; })
+		.flag("park", chosen.commit.park)
+		.text("nested",
+		      [&](std::string_view name) {
+			      chosen.nested = guests::called<guests::nesting>(name, nesting_names,
+									      "nesting");
+		      })
+		.parse(argc, argv);
 	if (chosen.commit.park && chosen.how != mode::batched)
-		throw std::invalid_argument("--park needs --mode batched");
+		throw guests::wrong_usage("--park needs --mode batched");
 	return chosen;
 }
 
@@ -239,6 +197,35 @@ std::uint64_t passes_without(guests::vm &vm, std::uint64_t version)
 	for (unsigned int i = 0; i < vm.vcpus(); i++)
 		stale += vm.counts(i).newest != version;
 	return stale;
+}
+
+/*
+ * A commit that parks gives up when a vCPU was not out of KVM_RUN within two seconds, and has
+ * changed nothing.  Where the machine is that busy it is made again, as by a VMM; not for ever.
+ */
+memslot::report commit_in_the_end(memslot::device &device, const memslot::batch &batch,
+				  const memslot::commit_options &how)
+{
+	constexpr int most = 50;
+
+	for (int tries = 1;; tries++) {
+		try {
+			return device.commit(batch, how);
+		} catch (const memslot::error &why) {
+			if (why.reason() != MEMSLOT_REASON_PARK_TIMEOUT || tries == most)
+				throw;
+		}
+	}
+}
+
+/* Whether a scenario goes on, after this many transactions; one that is timed ends on a breather.
+ */
+bool goes_on(const options &chosen, std::uint64_t done, clock::time_point begin)
+{
+	if (!chosen.milliseconds)
+		return done < chosen.transactions;
+	return !done || done % breather ||
+	       clock::now() - begin < std::chrono::milliseconds(chosen.milliseconds);
 }
 
 /* Does one scenario in a VM of its own. */
@@ -264,8 +251,9 @@ outcome run(const options &chosen, std::string_view name)
 
 	for (unsigned int i = 0; i < vm.vcpus(); i++)
 		result.loops.push_back(vm.counts(i).loops);
-	auto told = clock::now();
-	for (std::uint64_t i = 0; i < chosen.transactions; i++) {
+	const auto started = clock::now();
+	auto told = started;
+	for (std::uint64_t i = 0; goes_on(chosen, i, started); i++) {
 		guests::layout next = scenario->next(++version);
 
 		if (chosen.how == mode::batched)
@@ -276,7 +264,7 @@ outcome run(const options &chosen, std::string_view name)
 			guests::change_one_by_one(vm, now, next);
 			break;
 		case mode::batched:
-			result.note(device.commit(batch, chosen.commit));
+			result.note(commit_in_the_end(device, batch, chosen.commit));
 			break;
 		case mode::paused:
 			vm.pause();
@@ -290,11 +278,10 @@ outcome run(const options &chosen, std::string_view name)
 		now = std::move(next);
 		if (i % breather == breather - 1)
 			result.stale += passes_without(vm, version);
-		if (end - told > std::chrono::seconds(1)) {
-			std::fprintf(stderr, "%.*s: %" PRIu64 " of %" PRIu64 " transactions\n",
-				     static_cast<int>(name.size()), name.data(), i + 1,
-				     chosen.transactions);
-			told = end;
+		if (clock::now() - told > std::chrono::seconds(1)) {
+			std::fprintf(stderr, "%.*s: %" PRIu64 " transactions\n",
+				     static_cast<int>(name.size()), name.data(), i + 1);
+			told = clock::now();
 		}
 	}
 	for (unsigned int i = 0; i < vm.vcpus(); i++)
@@ -304,7 +291,7 @@ outcome run(const options &chosen, std::string_view name)
 
 	for (unsigned int i = 0; i < vm.vcpus(); i++)
 		result.note(vm.counts(i));
-	result.transactions = chosen.transactions;
+	result.transactions = result.ns.size();
 	result.holes = vm.seen().holes;
 	result.errors = vm.seen().errors;
 	result.interrupted = vm.seen().interrupted;
@@ -312,36 +299,23 @@ outcome run(const options &chosen, std::string_view name)
 	return result;
 }
 
-std::string list(const std::vector<std::uint64_t> &numbers)
+guests::json::object members(outcome result)
 {
-	std::string text = "[";
-
-	for (const std::uint64_t each : numbers) {
-		if (text.size() > 1)
-			text += ", ";
-		text += std::to_string(each);
-	}
-	return text + "]";
-}
-
-/* The members of a JSON object, without its braces. */
-std::string members(outcome result)
-{
-	std::ostringstream out;
+	guests::json::object members;
 
 	for (const counter &each : counters)
-		out << '"' << each.name << "\": " << result.*each.value << ", ";
-	out << "\"loops\": " << list(result.loops);
-	out << ", \"versions\": " << list(result.versions);
-	out << ", \"nested_loops\": " << list(result.nested_loops);
+		members.add(each.name, result.*each.value);
+	members.add("loops", result.loops);
+	members.add("versions", result.versions);
+	members.add("nested_loops", result.nested_loops);
 
 	const std::uint64_t total =
 		std::accumulate(result.ns.begin(), result.ns.end(), std::uint64_t{0});
 	std::ranges::sort(result.ns);
-	out << ", \"ns_per_transaction\": " << total / result.ns.size();
-	out << ", \"ns_median\": " << result.ns[result.ns.size() / 2];
-	out << ", \"ns_max\": " << result.ns.back();
-	return out.str();
+	members.add("ns_per_transaction", total / result.ns.size());
+	members.add("ns_median", result.ns[result.ns.size() / 2]);
+	members.add("ns_max", result.ns.back());
+	return members;
 }
 
 void add(std::vector<std::uint64_t> &to, const std::vector<std::uint64_t> &more)
@@ -361,39 +335,36 @@ void add(outcome &to, const outcome &more)
 	to.ns.insert(to.ns.end(), more.ns.begin(), more.ns.end());
 }
 
-} // namespace
+int run(int argc, char **argv)
+{
+	const options chosen = parse(argc, argv);
+	std::vector<std::string_view> names{chosen.scenario};
 
-int main(int argc, char **argv)
-try {
-	const std::optional<options> chosen = parse(argc, argv);
-
-	if (!chosen)
-		return EXIT_SUCCESS;
-
-	std::vector<std::string_view> names{chosen->scenario};
-	if (chosen->scenario == "all")
+	if (chosen.scenario == "all")
 		names.assign(guests::scenario_names().begin(), guests::scenario_names().end());
 
 	outcome total;
-	std::string each;
+	guests::json::object scenarios;
 	for (const std::string_view name : names) {
-		const outcome one = run(*chosen, name);
+		const outcome one = run(chosen, name);
 
 		add(total, one);
-		if (!each.empty())
-			each += ", ";
-		each.append("\"").append(name).append("\": {").append(members(one)).append("}");
+		scenarios.add(name, members(one));
 	}
-	std::printf("{\"mode\": \"%s\", \"nested\": \"%s\", \"vcpus\": %u, \"park\": %s, %s, "
-		    "\"scenarios\": {%s}}\n",
-		    mode_names[static_cast<std::size_t>(chosen->how)].data(),
-		    nesting_names[static_cast<std::size_t>(chosen->nested)].data(), chosen->vcpus,
-		    chosen->commit.park ? "true" : "false", members(total).c_str(), each.c_str());
+	guests::json::object()
+		.add("mode", mode_names[static_cast<std::size_t>(chosen.how)])
+		.add("nested", nesting_names[static_cast<std::size_t>(chosen.nested)])
+		.add("vcpus", chosen.vcpus)
+		.add("park", chosen.commit.park)
+		.add_all(members(total))
+		.add("scenarios", scenarios)
+		.print();
 	return EXIT_SUCCESS;
-} catch (const std::invalid_argument &why) {
-	std::fprintf(stderr, "churn: %s\n", why.what());
-	return 2;
-} catch (const std::exception &why) {
-	std::fprintf(stderr, "churn: %s\n", why.what());
-	return EXIT_FAILURE;
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+	return guests::run_program("churn", [&] { return run(argc, argv); });
 }

@@ -189,8 +189,47 @@ private:
 	stamped_memory right_{range_pages};
 };
 
-constexpr std::array<std::string_view, 5> names{
-	"split-merge", "replace", "move", "swap", "resize",
+/*
+ * Memory that no vCPU visits comes and goes, whole and in parts, while all that they visit is
+ * replaced.
+ */
+class uncovering final : public scenario {
+public:
+	layout next(std::uint64_t version) override
+	{
+		stamped_memory &memory = version % 2 ? odd_ : even_;
+		layout want;
+
+		memory.stamp(0, range_pages, version);
+		want.push_back(memory.at(0, 0, range_pages, 0));
+		if (version % 2) {
+			want.push_back(aside_.at(1, beside, 16, 0));
+			want.push_back(aside_.at(2, beside + 32, 4, 32));
+		} else {
+			want.push_back(aside_.at(1, beside + 4, 8, 4));
+			want.push_back(aside_.at(3, beside + 40, 4, 40));
+		}
+		return want;
+	}
+
+	[[nodiscard]] std::vector<location> locations() const override
+	{
+		std::vector<location> all;
+
+		append(all, 0, range_pages, 0);
+		return all;
+	}
+
+private:
+	static constexpr std::uint64_t beside = 2 * range_pages;
+
+	stamped_memory odd_{range_pages};
+	stamped_memory even_{range_pages};
+	stamped_memory aside_{range_pages};
+};
+
+constexpr std::array<std::string_view, 6> names{
+	"split-merge", "replace", "move", "swap", "resize", "uncover",
 };
 
 bool same(const memslot::region &one, const memslot::region &other)
@@ -239,6 +278,8 @@ std::unique_ptr<scenario> make_scenario(std::string_view name)
 		return std::make_unique<swapping>();
 	if (name == "resize")
 		return std::make_unique<resizing>();
+	if (name == "uncover")
+		return std::make_unique<uncovering>();
 	throw std::invalid_argument("no scenario is called " + std::string(name));
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Sequences of layouts over one range of guest memory, each layout covering all of it. */
+/* Sequences of layouts over one range of guest memory, each layout covering all that vCPUs visit.
+ */
 #pragma once
 
 #include "vm.hpp"

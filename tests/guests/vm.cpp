@@ -53,6 +53,13 @@ constexpr std::uint64_t efer_lme = 1ULL << 8;
 constexpr std::uint64_t efer_lma = 1ULL << 10;
 constexpr std::uint64_t efer_svme = 1ULL << 12;
 
+/*
+ * Interrupts are enabled, though none comes: Bochs gives the host no interrupt
+ * while a guest runs that has them disabled.
+ */
+constexpr std::uint64_t rflags_fixed = 1 << 1;
+constexpr std::uint64_t rflags_if = 1 << 9;
+
 /* CPUID leaf of SVM, and the bit in EDX that says there is nested paging */
 constexpr std::uint32_t svm_leaf = 0x8000000a;
 constexpr std::uint32_t svm_npt = 1 << 0;
@@ -163,7 +170,7 @@ vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_p
 
 	kvm_fd_ = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm_fd_ < 0)
-		fail("/dev/kvm: load kvm_amd or kvm_intel, or use a test VM (tests/vm/run)");
+		fail("/dev/kvm: load kvm_amd or kvm_intel, or use a test VM (vmtest/run)");
 	vm_fd_ = ioctl(kvm_fd_, KVM_CREATE_VM, 0);
 	if (vm_fd_ < 0)
 		fail("KVM_CREATE_VM");
@@ -283,7 +290,7 @@ void vm::fill_vmcb(unsigned int index, bool own_tables)
 	put(vmcb::cr4, cr4_pae);
 	put(vmcb::dr6, vmcb::dr6_after_reset);
 	put(vmcb::dr7, vmcb::dr7_after_reset);
-	put(vmcb::rflags, std::uint64_t{1 << 1});
+	put(vmcb::rflags, rflags_fixed);
 	put(vmcb::pat, vmcb::pat_after_reset);
 	counts_page(index)->vmcb = gpa_of(first_vmcb_page + index);
 }
@@ -330,7 +337,7 @@ void vm::reset_registers(unsigned int index)
 	regs.rbx = gpa_of(first_vcpu_page + index);
 	regs.rsp = gpa_of(first_vcpu_page + index + 1);
 	regs.rbp = gpa_of(shared_data_page);
-	regs.rflags = 1 << 1;
+	regs.rflags = rflags_fixed | rflags_if;
 	if (ioctl(fd, KVM_SET_REGS, &regs) < 0)
 		fail("KVM_SET_REGS");
 }

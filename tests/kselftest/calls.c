@@ -25,6 +25,34 @@ double seconds(void)
 	return now.tv_sec + now.tv_nsec / 1e9;
 }
 
+/*
+ * Seconds that anything is waited for.  It only ends what hangs, so it is far more
+ * than anything takes, on a machine as slow as MEMSLOT_SLOWNESS says; but less than
+ * a test may take.
+ */
+double patience(void)
+{
+	const char *slowness = getenv("MEMSLOT_SLOWNESS");
+
+	return 20.0 * (slowness ? atoi(slowness) : 1);
+}
+
+/* Whether a thread of this process sleeps, in an ioctl for example. */
+bool thread_sleeps(pid_t tid)
+{
+	const char *state = NULL;
+	char path[64], line[512];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	file = fopen(path, "re");
+	if (file && fgets(line, sizeof(line), file))
+		state = strrchr(line, ')');
+	if (file)
+		fclose(file);
+	return state && (state[2] == 'S' || state[2] == 'D');
+}
+
 int call_ioctl(int fd, unsigned long request, void *argument)
 {
 	int result = ioctl(fd, request, argument);
@@ -161,6 +189,11 @@ bool kvm_can_nest(void)
 {
 	return parameter_is_on("/sys/module/kvm_amd/parameters/nested") ||
 	       parameter_is_on("/sys/module/kvm_intel/parameters/nested");
+}
+
+unsigned int grace_periods_of_removal(void)
+{
+	return kvm_has_tdp_mmu() && kvm_can_nest() ? 2 : 1;
 }
 
 /* Since 6.2 KVM_RUN ends with EINTR in a page fault that sleeps. */

@@ -475,6 +475,7 @@ TEST_F(dirty, nothing_is_lost_while_a_vcpu_writes)
 				reported |= log[1] << 15;
 			}
 		}
+		ASSERT_TRUE(spinner_progresses(&spinner, 1));
 		ASSERT_TRUE(spinner_stop(&spinner));
 		for (i = 0; i < 3; i++) {
 			ASSERT_EQ(0, harvest(self, 0, 1 + i, &log[i]));
@@ -673,6 +674,52 @@ TEST_F(dirty, handed_back_across_pages)
 	ASSERT_EQ(UNTOUCHED, buffer[-1]);
 	munmap(memory, (64 * 513 + 1) * PAGE);
 	munmap(room, 3 * PAGE);
+}
+
+/*
+ * Intel's processors log by themselves (PML): 512 pages, and then they leave the
+ * guest.  Here they do so while it writes, and with the rest in the buffer.
+ */
+TEST_F(dirty, handed_back_of_more_pages_than_a_processor_logs)
+{
+	enum { PAGES_OF_SLOT = 1344, FIRST = 1000, SECOND_AT = 1100, SECOND = 100 };
+	struct memslot_entry entry = {
+		.slot = 1,
+		.flags = LOG_DIRTY,
+		.guest_phys_addr = WINDOW,
+		.memory_size = PAGES_OF_SLOT * PAGE,
+	};
+	__u64 bits[PAGES_OF_SLOT / 64] = {};
+	struct kvm_dirty_log get = { .slot = 1, .dirty_bitmap = bits };
+	struct kvm_clear_dirty_log clear = {
+		.slot = 1, .num_pages = PAGES_OF_SLOT, .dirty_bitmap = bits,
+	};
+	struct memslot_commit reply;
+	unsigned int page;
+	void *memory;
+	bool written;
+
+	memory = mmap(NULL, entry.memory_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
+	ASSERT_NE(MAP_FAILED, memory);
+	entry.userspace_addr = (unsigned long)memory;
+	ASSERT_EQ(0, kvm_set_region(self->vm.fd, &entry));
+	/* The second time, no page is new to KVM: nothing but a full log ends the guest's run. */
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW, PAGES_OF_SLOT, 1));
+	ASSERT_EQ(0, call_ioctl(self->vm.fd, KVM_GET_DIRTY_LOG, &get));
+	if (self->manual)
+		ASSERT_EQ(0, call_ioctl(self->vm.fd, KVM_CLEAR_DIRTY_LOG, &clear));
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW, FIRST, 2));
+	ASSERT_TRUE(vm_store(&self->vm, 0, WINDOW + SECOND_AT * PAGE, SECOND, 2));
+
+	entry = handing_back(absent(1), bits, sizeof(bits));
+	ASSERT_EQ(0, device_commit(self->vm.device, 0, &entry, 1, &reply));
+	for (page = 0; page < PAGES_OF_SLOT; page++) {
+		written = page < FIRST || (page >= SECOND_AT && page < SECOND_AT + SECOND);
+		ASSERT_EQ(written, bits[page / 64] >> page % 64 & 1)
+			TH_LOG("page %u", page);
+	}
+	munmap(memory, PAGES_OF_SLOT * PAGE);
 }
 
 TEST_F(dirty, not_handed_back_by_test_only)

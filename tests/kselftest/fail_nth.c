@@ -20,7 +20,7 @@
 #define LOG_DIRTY MEMSLOT_ENTRY_LOG_DIRTY_PAGES
 
 enum operation { OPEN, INFO, BIND, STAGE, COMMIT, RESET, QUERY };
-enum batch { COVERS, UNCOVERS, HANDS_BACK, NAMES_ALL };
+enum batch { COVERS, UNCOVERS, SHRINKS, HANDS_BACK, NAMES_ALL };
 
 /* What MEMSLOT_IOC_QUERY says of an address space */
 struct space {
@@ -62,6 +62,7 @@ VARIANT(commit_staged, .operation = COMMIT, .batch = COVERS, .staged = 3, .least
 VARIANT(commit_parked, .operation = COMMIT, .batch = COVERS, .flags = MEMSLOT_COMMIT_PARK,
 	.least = 12);
 VARIANT(commit_uncovers, .operation = COMMIT, .batch = UNCOVERS, .least = 6);
+VARIANT(commit_shrinks, .operation = COMMIT, .batch = SHRINKS, .least = 10);
 VARIANT(commit_hands_back, .operation = COMMIT, .batch = HANDS_BACK, .least = 10);
 VARIANT(commit_test_only, .operation = COMMIT, .batch = COVERS,
 	.flags = MEMSLOT_COMMIT_TEST_ONLY, .least = 10);
@@ -277,6 +278,11 @@ static void make_batch(FIXTURE_DATA(fail_nth) *self, enum batch batch)
 		*entry++ = absent(2);
 		*entry++ = vm_region(vm, 4, 28, 4, 24);
 		*entry++ = in_smm(absent(1));
+		break;
+	case SHRINKS: /* the middle of a slot goes, and the end of another */
+		*entry++ = with_flags(vm_region(vm, 1, 0, 2, 0), LOG_DIRTY);
+		*entry++ = with_flags(vm_region(vm, 5, 6, 2, 6), LOG_DIRTY);
+		*entry++ = in_smm(vm_region(vm, 1, 0, 4, 0));
 		break;
 	case HANDS_BACK:
 		*entry++ = hands_back(with_flags(vm_region(vm, 1, 0, 4, 0), LOG_DIRTY),

@@ -81,7 +81,7 @@ static bool walk_tests(const char *only)
 	return !only;
 }
 
-/* A test has 30 seconds, or what it says; on a kernel that checks everything it has more. */
+/* A test has 30 seconds, or what it says, on a quiet machine; on another one it has more. */
 static void allow_for_slowness(void)
 {
 	const char *slowness = getenv("MEMSLOT_SLOWNESS");

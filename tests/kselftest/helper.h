@@ -104,6 +104,7 @@ struct expectation {
 	__u64 pages_remapped;
 	__u64 pages_removed;
 	__u64 pages_added;
+	__u32 uncovered; /* ranges that lose their slot, each of one slot */
 };
 
 /* The ioctls of /dev/memslot; out fields are poisoned before the call. */
@@ -188,6 +189,8 @@ long vm_statistic(const struct vm *vm, const char *name);
 /* How the loaded KVM works. */
 bool kvm_has_tdp_mmu(void);
 bool kvm_can_nest(void);
+/* How many a commit waits for that takes memory away and does not park */
+unsigned int grace_periods_of_removal(void);
 bool kvm_faults_see_signals(void);
 long kvm_module_users(void);
 long memslot_module_users(void);
@@ -213,5 +216,7 @@ bool spinner_progresses(const struct spinner *spinner, __u32 rounds);
 unsigned int spinner_interrupted(const struct spinner *spinner);
 
 double seconds(void);
+double patience(void);
+bool thread_sleeps(pid_t tid);
 
 #endif /* MEMSLOT_SELFTEST_HELPER_H */

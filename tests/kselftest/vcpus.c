@@ -165,7 +165,7 @@ TEST_F(vcpus, live_in_the_emulator)
 					  PAGES));
 	}
 	ASSERT_TRUE(start_changes(&changer, self, variant->flags));
-	for (n = 0; n < 10; n++) {
+	for (n = 0; n < 10 || __atomic_load_n(&changer.commits, __ATOMIC_SEQ_CST) <= 10; n++) {
 		for (i = 0; i < EMULATING; i++) {
 			ASSERT_TRUE(spinner_progresses(&self->spinners[i], 8));
 		}

@@ -212,6 +212,12 @@ int vm_set_region(struct vm *vm, const struct memslot_entry *entry)
 	return err;
 }
 
+/*
+ * Bit 1 is always set.  Bit 9: interrupts are enabled, though none comes, for
+ * Bochs gives the host no interrupt while a guest runs that has them disabled.
+ */
+#define RFLAGS (1 << 1 | 1 << 9)
+
 void vm_set_registers(struct vm *vm, unsigned int vcpu, const void *routine, __u64 gpa,
 		      __u32 pages, __u32 value, __u32 destination)
 {
@@ -222,7 +228,7 @@ void vm_set_registers(struct vm *vm, unsigned int vcpu, const void *routine, __u
 		.rax = value,
 		.rdi = destination,
 		.rsp = GUEST_STACKS - vcpu * STACK_SIZE,
-		.rflags = 2,
+		.rflags = RFLAGS,
 	};
 
 	if (ioctl(vm->vcpu[vcpu], KVM_SET_REGS, &regs))
@@ -351,7 +357,7 @@ __u32 spinner_rounds(const struct spinner *spinner)
 
 static bool gets_on(const struct spinner *spinner, __u32 start, __u32 rounds)
 {
-	const double deadline = seconds() + 15;
+	const double deadline = seconds() + patience();
 
 	while (spinner_rounds(spinner) - start < rounds) {
 		if (seconds() > deadline) {

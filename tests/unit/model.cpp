@@ -12,9 +12,9 @@
 namespace {
 
 // Each slot of a layout is an object of its own, as in the kernel.
-kvm_memory_slot *identity(const plan_region &slot)
+void *identity(const plan_region &slot)
 {
-	return reinterpret_cast<kvm_memory_slot *>(const_cast<plan_region *>(&slot));
+	return const_cast<plan_region *>(&slot);
 }
 
 bool tell(const plan_region *slot, plan_region *region)
@@ -33,6 +33,11 @@ const plan_region *find(const slot_map &slots, slot_key key)
 }
 
 } // namespace
+
+extern "C" bool plan_layout_has_dirty_ring(const plan_layout *layout)
+{
+	return layout->dirty_ring;
+}
 
 extern "C" bool plan_layout_find(const plan_layout *layout, u32 address_space, u32 id,
 				 plan_region *region)
@@ -57,8 +62,9 @@ made_plan::made_plan(const scenario &s)
 		.entries = s.entries.data(),
 		.nr_entries = static_cast<u32>(s.entries.size()),
 		.replace_spaces = s.replace_spaces,
+		.rules = &s.rules,
 	};
-	err = plan_build(&plan, &request, &s.layout, &s.rules, &error);
+	err = plan_build(&plan, &request, &s.layout, &error);
 }
 
 made_plan::~made_plan()
@@ -207,7 +213,7 @@ verdict judge(const scenario &s)
 			return refusal(-EOPNOTSUPP, i, MEMSLOT_REASON_GUEST_MEMFD);
 		if (!e.dirty_bitmap)
 			continue;
-		if (s.rules.dirty_ring)
+		if (s.layout.dirty_ring)
 			return refusal(-EOPNOTSUPP, i, MEMSLOT_REASON_DIRTY_RING);
 		if (!old || !(old->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) ||
 		    same(*old, wanted_by(e)))
@@ -270,8 +276,8 @@ plan_kind kind_of(const plan_region *old, const plan_region *now)
 // Puts all old slots out and all new ones in, as commit.c does.
 slot_map carry_out(const plan &plan, slot_map slots, const slot_map &identities)
 {
-	for (u32 i = 0; i < plan.changes; i++) {
-		const plan_change &change = plan.change[i];
+	for (u32 i = 0; i < plan.nr_changes; i++) {
+		const plan_change &change = plan.changes[i];
 		if (change.kind == PLAN_NOTHING || !change.before.slot)
 			continue;
 		slot_key key = {change.before.address_space, change.before.id};
@@ -279,8 +285,8 @@ slot_map carry_out(const plan &plan, slot_map slots, const slot_map &identities)
 		expect(slot && change.before.slot == identity(*slot) && slots.erase(key),
 		       "a slot that leaves is not there");
 	}
-	for (u32 i = 0; i < plan.changes; i++) {
-		const plan_change &change = plan.change[i];
+	for (u32 i = 0; i < plan.nr_changes; i++) {
+		const plan_change &change = plan.changes[i];
 		expect(!change.after.slot, "a slot exists before it is allocated");
 		if (change.kind == PLAN_NOTHING || !change.after.npages)
 			continue;
@@ -325,17 +331,18 @@ u32 check_changes(const scenario &s, const plan &plan, const verdict &v)
 	span gfns, hvas;
 	bool drops = false, moves_log = false;
 
-	equal(plan.changes, s.entries.size() + v.dropped.size(), "number of changes");
-	for (u32 i = 0; i < plan.changes; i++) {
-		const plan_change &change = plan.change[i];
+	equal(plan.nr_changes, s.entries.size() + v.dropped.size(), "number of changes");
+	for (u32 i = 0; i < plan.nr_changes; i++) {
+		const plan_change &change = plan.changes[i];
 		slot_key key = {change.after.address_space, change.after.id};
 		const plan_region *old = find(s.layout.slots, key), *now = find(v.after, key);
 		plan_kind kind = kind_of(old, now);
 
 		if (i < s.entries.size())
-			expect(key == key_of(s.entries[i]), "a change is not of its entry");
+			expect(key == key_of(s.entries[i]) && change.entry == &s.entries[i],
+			       "a change is not of its entry");
 		else
-			expect(unnamed.insert(key).second, "a slot goes twice");
+			expect(unnamed.insert(key).second && !change.entry, "a slot goes twice");
 		expect(old ? same(change.before, *old) && change.before.slot == identity(*old)
 			   : !change.before.npages && !change.before.slot,
 		       "a change begins with another slot");
@@ -360,7 +367,7 @@ u32 check_changes(const scenario &s, const plan &plan, const verdict &v)
 	}
 	expect(unnamed == v.dropped, "other slots go than should");
 	for (u32 kind = PLAN_NOTHING; kind <= PLAN_REFLAG; kind++)
-		equal(plan.count[kind], count[kind], "changes of a kind");
+		equal(plan.totals.count[kind], count[kind], "changes of a kind");
 	equal(plan.touched, touched, "touched address spaces");
 	equal(plan.drops_slots, drops, "drops_slots");
 	equal(plan.moves_log, moves_log, "moves_log");
@@ -404,6 +411,7 @@ private:
 	bool is_zapped(u32 as, u64 gfn) const;
 	void check_order() const;
 	void check_segments(u32 as, const std::vector<run> &runs) const;
+	[[nodiscard]] u32 uncovered_segments() const;
 	u32 check_zaps(const std::vector<run> &runs) const;
 
 	const scenario &s;
@@ -430,10 +438,10 @@ std::vector<u64> surveyor::bounds(u32 as) const
 	for (const slot_map *slots : {&s.layout.slots, &v.after})
 		for (const auto &[key, slot] : *slots)
 			add(key.first, slot.gfn, slot.npages);
-	for (u32 i = 0; i < p.segments; i++)
-		add(p.segment[i].address_space, p.segment[i].gfn, p.segment[i].npages);
-	for (u32 i = 0; i < p.zaps; i++)
-		add(p.zap[i].address_space, p.zap[i].gfn, p.zap[i].npages);
+	for (u32 i = 0; i < p.nr_segments; i++)
+		add(p.segments[i].address_space, p.segments[i].gfn, p.segments[i].npages);
+	for (u32 i = 0; i < p.nr_zaps; i++)
+		add(p.zaps[i].address_space, p.zaps[i].gfn, p.zaps[i].npages);
 	std::sort(all.begin(), all.end());
 	if (!all.empty() && all.back() - all.front() <= 256)
 		for (u64 gfn = all.front(), last = all.back(); gfn < last; gfn++)
@@ -458,13 +466,13 @@ bool surveyor::must_zap(const run &r) const
 	    r.old->flags != r.now->flags)
 		return true;
 	// What a ring has said of a page is (id, offset).
-	return s.rules.dirty_ring && (r.now->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) &&
+	return s.layout.dirty_ring && (r.now->flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES) &&
 	       (r.old->id != r.now->id || r.gfn - r.old->gfn != r.gfn - r.now->gfn);
 }
 
 bool surveyor::is_zapped(u32 as, u64 gfn) const
 {
-	return std::any_of(p.zap, p.zap + p.zaps, [=](const plan_zap &zap) {
+	return std::any_of(p.zaps, p.zaps + p.nr_zaps, [=](const plan_zap &zap) {
 		return zap.address_space == as && gfn >= zap.gfn && gfn - zap.gfn < zap.npages;
 	});
 }
@@ -499,51 +507,59 @@ std::vector<run> surveyor::survey(u32 as) const
 
 void surveyor::check_order() const
 {
-	for (u32 i = 0; i < p.segments; i++) {
-		const plan_segment &here = p.segment[i];
+	for (u32 i = 0; i < p.nr_segments; i++) {
+		const plan_segment &here = p.segments[i];
 		expect(here.npages && here.address_space < s.rules.address_spaces,
 		       "an empty segment");
 		if (!i)
 			continue;
-		const plan_segment &last = p.segment[i - 1];
+		const plan_segment &last = p.segments[i - 1];
 		std::pair<u32, u64> end = {last.address_space, last.gfn + last.npages};
 		std::pair<u32, u64> start = {here.address_space, here.gfn};
 		expect(end <= start, "segments are not in order");
 		expect(end < start || here.before != last.before || here.after != last.after,
 		       "segments are one");
 	}
-	for (u32 i = 0; i < p.zaps; i++) {
-		const plan_zap &here = p.zap[i];
+	for (u32 i = 0; i < p.nr_zaps; i++) {
+		const plan_zap &here = p.zaps[i];
 		expect(here.npages && here.address_space < s.rules.address_spaces, "an empty zap");
 		if (!i)
 			continue;
-		const plan_zap &last = p.zap[i - 1];
+		const plan_zap &last = p.zaps[i - 1];
 		expect(std::pair<u32, u64>{last.address_space, last.gfn + last.npages} <
 			       std::pair<u32, u64>{here.address_space, here.gfn},
 		       "zaps are not in order or touch");
 	}
 }
 
+u32 surveyor::uncovered_segments() const
+{
+	return static_cast<u32>(std::count_if(
+		p.segments, p.segments + p.nr_segments, [](const plan_segment &segment) {
+			return segment.before != PLAN_NONE && segment.after == PLAN_NONE;
+		}));
+}
+
 void surveyor::check_segments(u32 as, const std::vector<run> &runs) const
 {
 	for (const run &r : runs) {
 		const plan_segment *holds = nullptr;
-		for (u32 i = 0; i < p.segments; i++)
-			if (p.segment[i].address_space == as && r.gfn >= p.segment[i].gfn &&
-			    r.gfn - p.segment[i].gfn < p.segment[i].npages)
-				holds = &p.segment[i];
+		for (u32 i = 0; i < p.nr_segments; i++)
+			if (p.segments[i].address_space == as && r.gfn >= p.segments[i].gfn &&
+			    r.gfn - p.segments[i].gfn < p.segments[i].npages)
+				holds = &p.segments[i];
 		equal(!!holds, r.cut, "is there a segment");
 		if (!holds)
 			continue;
 		equal(holds->before != PLAN_NONE, !!r.old, "has a segment an old slot");
 		equal(holds->after != PLAN_NONE, !!r.now, "has a segment a new slot");
 		if (r.old)
-			expect(holds->before < p.changes &&
-				       same(p.change[holds->before].before, *r.old),
+			expect(holds->before < p.nr_changes &&
+				       same(p.changes[holds->before].before, *r.old),
 			       "a segment has another old slot");
 		if (r.now)
-			expect(holds->after < p.changes &&
-				       same(p.change[holds->after].after, *r.now),
+			expect(holds->after < p.nr_changes &&
+				       same(p.changes[holds->after].after, *r.now),
 			       "a segment has another new slot");
 		equal(holds->kept, r.old && r.now && hva_of(*r.old, r.gfn) == hva_of(*r.now, r.gfn),
 		      "is a segment kept");
@@ -600,8 +616,8 @@ void surveyor::check(findings &found)
 {
 	u64 kept = 0, remapped = 0, removed = 0, added = 0;
 
-	expect(p.changes == 0 || (static_cast<void *>(p.change + p.changes) <= p.segment &&
-				  static_cast<void *>(p.segment + p.segments) <= p.zap),
+	expect(p.nr_changes == 0 || (static_cast<void *>(p.changes + p.nr_changes) <= p.segments &&
+				     static_cast<void *>(p.segments + p.nr_segments) <= p.zaps),
 	       "arrays run into each other");
 	check_order();
 	for (u32 as = 0; as < s.rules.address_spaces; as++) {
@@ -623,11 +639,12 @@ void surveyor::check(findings &found)
 		check_segments(as, runs);
 		found.cuts += check_zaps(runs);
 	}
-	equal(p.pages_kept, kept, "pages kept");
-	equal(p.pages_remapped, remapped, "pages remapped");
-	equal(p.pages_removed, removed, "pages removed");
-	equal(p.pages_added, added, "pages added");
-	equal(p.uncovers, removed > 0, "uncovers");
+	equal(p.totals.pages_kept, kept, "pages kept");
+	equal(p.totals.pages_remapped, remapped, "pages remapped");
+	equal(p.totals.pages_removed, removed, "pages removed");
+	equal(p.totals.pages_added, added, "pages added");
+	equal(p.nr_uncovered > 0, removed > 0, "uncovers");
+	equal(p.nr_uncovered, uncovered_segments(), "uncovered segments");
 }
 
 } // namespace
@@ -649,7 +666,7 @@ findings check_scenario(scenario s)
 		return found;
 	}
 	found.dropped = v.dropped.size();
-	found.changes = b.plan.changes;
+	found.changes = b.plan.nr_changes;
 	found.kinds = check_changes(s, b.plan, v);
 	check_layout(carry_out(b.plan, s.layout.slots, s.layout.slots), v.after);
 	surveyor(s, b.plan, v).check(found);

@@ -26,6 +26,7 @@ using slot_map = std::map<slot_key, plan_region>;
 
 struct plan_layout {
 	slot_map slots;
+	bool dirty_ring = false;
 };
 
 struct scenario {

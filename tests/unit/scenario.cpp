@@ -114,8 +114,8 @@ void author::draw_rules()
 		.max_pages = (1ULL << 31) - 1,
 		.max_gfn = gfn_end - 1,
 		.hva_end = (1ULL << 47) - page,
-		.dirty_ring = c.one_in(4),
 	};
+	s.layout.dirty_ring = c.one_in(4);
 	if (c.one_in(16))
 		s.rules.entry_flags = MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
 	if (c.one_in(3))
@@ -190,7 +190,7 @@ void author::add(const plan_region &region)
 	auto old = s.layout.slots.find({region.address_space, region.id});
 	bool logged = old != s.layout.slots.end() &&
 		      old->second.flags & MEMSLOT_ENTRY_LOG_DIRTY_PAGES;
-	if (c.one_in(logged && !s.rules.dirty_ring ? 4 : 32)) {
+	if (c.one_in(logged && !s.layout.dirty_ring ? 4 : 32)) {
 		u64 bytes = logged ? (old->second.npages + 63) / 64 * 8 : 8;
 		entry.dirty_bitmap = 0x7000;
 		entry.dirty_bitmap_size = c.one_in(8) ? bytes - 8 : bytes + 8 * c.below(2);
@@ -385,7 +385,7 @@ scenario draw_scenario(choices &c)
 std::ostream &operator<<(std::ostream &out, const scenario &s)
 {
 	out << "address spaces " << s.rules.address_spaces << ", max_slot " << s.rules.max_slot
-	    << ", replaced " << s.replace_spaces << (s.rules.dirty_ring ? ", dirty ring" : "")
+	    << ", replaced " << s.replace_spaces << (s.layout.dirty_ring ? ", dirty ring" : "")
 	    << "\n"
 	    << std::hex << std::showbase;
 	for (const auto &[key, slot] : s.layout.slots)

@@ -30,7 +30,6 @@ constexpr plan_rules rules = {
 	.max_pages = (1ULL << 31) - 1,
 	.max_gfn = (1ULL << 40) - 1,
 	.hva_end = (1ULL << 47) - page,
-	.dirty_ring = false,
 };
 
 memslot_entry entry(u32 slot, u64 gfn, u64 npages, u64 hva_page, u32 flags = 0, u32 as = 0)
@@ -65,9 +64,9 @@ struct built : made_plan {
 	std::vector<std::tuple<u32, u64, u64>> zaps() const
 	{
 		std::vector<std::tuple<u32, u64, u64>> all;
-		for (u32 i = 0; i < plan.zaps; i++)
-			all.emplace_back(plan.zap[i].address_space, plan.zap[i].gfn,
-					 plan.zap[i].npages);
+		for (u32 i = 0; i < plan.nr_zaps; i++)
+			all.emplace_back(plan.zaps[i].address_space, plan.zaps[i].gfn,
+					 plan.zaps[i].npages);
 		return all;
 	}
 };
@@ -159,9 +158,9 @@ TEST(Plan, EqualEntryIsNoWork)
 	add(layout, 1, 10, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
 	built b(layout, {entry(1, 10, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)});
 	EXPECT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.count[PLAN_NOTHING], 1u);
+	EXPECT_EQ(b.plan.totals.count[PLAN_NOTHING], 1u);
 	EXPECT_EQ(b.plan.touched, 0u);
-	EXPECT_EQ(b.plan.segments, 0u);
+	EXPECT_EQ(b.plan.nr_segments, 0u);
 }
 
 TEST(Plan, Kinds)
@@ -177,14 +176,14 @@ TEST(Plan, Kinds)
 			 entry(5, 40, 4, 500, MEMSLOT_ENTRY_READONLY), entry(6, 60, 1, 600),
 			 entry(7, 70, 1, 700, 0, 1)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.change[0].kind, PLAN_DELETE);
-	EXPECT_EQ(b.plan.change[1].kind, PLAN_MOVE);
-	EXPECT_EQ(b.plan.change[2].kind, PLAN_REPLACE);
-	EXPECT_EQ(b.plan.change[3].kind, PLAN_REFLAG);
-	EXPECT_EQ(b.plan.change[4].kind, PLAN_REPLACE);
-	EXPECT_EQ(b.plan.change[5].kind, PLAN_CREATE);
+	EXPECT_EQ(b.plan.changes[0].kind, PLAN_DELETE);
+	EXPECT_EQ(b.plan.changes[1].kind, PLAN_MOVE);
+	EXPECT_EQ(b.plan.changes[2].kind, PLAN_REPLACE);
+	EXPECT_EQ(b.plan.changes[3].kind, PLAN_REFLAG);
+	EXPECT_EQ(b.plan.changes[4].kind, PLAN_REPLACE);
+	EXPECT_EQ(b.plan.changes[5].kind, PLAN_CREATE);
 	EXPECT_EQ(b.plan.touched, 3u);
-	EXPECT_TRUE(b.plan.uncovers);
+	EXPECT_EQ(b.plan.nr_uncovered, 2u); // slot 1, and where slot 2 was
 	EXPECT_TRUE(b.plan.drops_slots);
 }
 
@@ -196,7 +195,7 @@ TEST(Plan, MoveWithOtherFlagsIsAReplace)
 	for (u32 flags : {MEMSLOT_ENTRY_LOG_DIRTY_PAGES, MEMSLOT_ENTRY_READONLY}) {
 		built b(layout, {entry(1, 10, 4, 100, flags)});
 		ASSERT_EQ(b.err, 0);
-		EXPECT_EQ(b.plan.change[0].kind, PLAN_REPLACE);
+		EXPECT_EQ(b.plan.changes[0].kind, PLAN_REPLACE);
 	}
 }
 
@@ -206,7 +205,7 @@ TEST(Plan, MoveAloneDropsASlot)
 	add(layout, 1, 0, 4, 100);
 	built b(layout, {entry(1, 10, 4, 100)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.count[PLAN_MOVE], 1u);
+	EXPECT_EQ(b.plan.totals.count[PLAN_MOVE], 1u);
 	EXPECT_TRUE(b.plan.drops_slots);
 }
 
@@ -229,7 +228,7 @@ TEST(Plan, CreateAndReflagDropNoSlot)
 	built b(layout, {entry(1, 0, 4, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES), entry(2, 4, 1, 1)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_FALSE(b.plan.drops_slots);
-	EXPECT_FALSE(b.plan.uncovers);
+	EXPECT_EQ(b.plan.nr_uncovered, 0u);
 	EXPECT_EQ(b.zaps(), zaps{});
 	// a reflag needs no fence: only the created slot is in it
 	EXPECT_EQ(b.plan.fence_gfn.start, 4u);
@@ -242,9 +241,9 @@ TEST(Plan, SplitAndMergeKeepTranslations)
 	add(layout, 1, 0, 30, 100); // too small for a huge page
 	built split(layout, {entry(1, 0, 10, 100), entry(2, 10, 10, 110), entry(3, 20, 10, 120)});
 	ASSERT_EQ(split.err, 0);
-	EXPECT_EQ(split.plan.pages_kept, 30u);
+	EXPECT_EQ(split.plan.totals.pages_kept, 30u);
 	EXPECT_EQ(split.zaps(), zaps{});
-	EXPECT_FALSE(split.plan.uncovers);
+	EXPECT_EQ(split.plan.nr_uncovered, 0u);
 
 	plan_layout parts;
 	add(parts, 1, 0, 10, 100);
@@ -252,9 +251,9 @@ TEST(Plan, SplitAndMergeKeepTranslations)
 	add(parts, 3, 20, 10, 120);
 	built merge(parts, {entry(1, 0, 30, 100), removal(2), removal(3)});
 	ASSERT_EQ(merge.err, 0);
-	EXPECT_EQ(merge.plan.pages_kept, 30u);
+	EXPECT_EQ(merge.plan.totals.pages_kept, 30u);
 	EXPECT_EQ(merge.zaps(), zaps{});
-	EXPECT_FALSE(merge.plan.uncovers);
+	EXPECT_EQ(merge.plan.nr_uncovered, 0u);
 }
 
 TEST(Plan, CutThroughAHugePageIsZappedThere)
@@ -265,7 +264,7 @@ TEST(Plan, CutThroughAHugePageIsZappedThere)
 	built b(layout,
 		{entry(1, 0, cut, 8 * huge), entry(2, cut, 4 * huge - cut, 8 * huge + cut)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.pages_kept, 4 * huge);
+	EXPECT_EQ(b.plan.totals.pages_kept, 4 * huge);
 	EXPECT_EQ(b.zaps(), (zaps{{0, cut, 1}}));
 }
 
@@ -304,37 +303,32 @@ TEST(Plan, OtherFlagsZapKeptPages)
 	add(layout, 1, 0, 10, 100);
 	built b(layout, {entry(1, 0, 5, 100), entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.pages_kept, 10u);
+	EXPECT_EQ(b.plan.totals.pages_kept, 10u);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 5, 5}}));
 }
 
 TEST(Plan, DirtyRingZapsWhatChangesItsName)
 {
-	plan_rules ring = rules;
-	ring.dirty_ring = true;
 	plan_layout layout;
+	layout.dirty_ring = true;
 	add(layout, 1, 0, 10, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
-	built b(layout,
-		{entry(1, 0, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
-		 entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)},
-		ring);
+	built b(layout, {entry(1, 0, 5, 100, MEMSLOT_ENTRY_LOG_DIRTY_PAGES),
+			 entry(2, 5, 5, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)});
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 5, 5}}));
 }
 
 TEST(Plan, DirtyRingZapsWhatChangesItsOffset)
 {
-	plan_rules ring = rules;
-	ring.dirty_ring = true;
 	plan_layout layout;
 	add(layout, 1, 10, 10, 110, MEMSLOT_ENTRY_LOG_DIRTY_PAGES);
 	std::vector<memslot_entry> grown = {entry(1, 5, 15, 105, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)};
-	EXPECT_EQ(built(layout, grown, ring).zaps(), (zaps{{0, 10, 10}}));
 	EXPECT_EQ(built(layout, grown).zaps(), zaps{});
+	layout.dirty_ring = true;
+	EXPECT_EQ(built(layout, grown).zaps(), (zaps{{0, 10, 10}}));
 	// at its end all offsets stay
-	EXPECT_EQ(
-		built(layout, {entry(1, 10, 15, 110, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)}, ring).zaps(),
-		zaps{});
+	EXPECT_EQ(built(layout, {entry(1, 10, 15, 110, MEMSLOT_ENTRY_LOG_DIRTY_PAGES)}).zaps(),
+		  zaps{});
 }
 
 TEST(Plan, MoveOverItsOwnRange)
@@ -343,10 +337,10 @@ TEST(Plan, MoveOverItsOwnRange)
 	add(layout, 1, 10, 5, 100);
 	built b(layout, {entry(1, 12, 5, 100)});
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.change[0].kind, PLAN_MOVE);
-	EXPECT_EQ(b.plan.pages_removed, 2u);
-	EXPECT_EQ(b.plan.pages_remapped, 3u);
-	EXPECT_EQ(b.plan.pages_added, 2u);
+	EXPECT_EQ(b.plan.changes[0].kind, PLAN_MOVE);
+	EXPECT_EQ(b.plan.totals.pages_removed, 2u);
+	EXPECT_EQ(b.plan.totals.pages_remapped, 3u);
+	EXPECT_EQ(b.plan.totals.pages_added, 2u);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 10, 5}}));
 }
 
@@ -361,7 +355,21 @@ TEST(Plan, NeighboursZappedAsOneRange)
 	built b(layout, entries);
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 0, 64}}));
-	EXPECT_TRUE(b.plan.uncovers);
+	EXPECT_EQ(b.plan.nr_uncovered, 64u);
+}
+
+TEST(Plan, EachPartThatGoesIsUncoveredByItself)
+{
+	plan_layout layout;
+	add(layout, 1, 0, 40, 100);
+	add(layout, 2, 40, 10, 200);
+	add(layout, 3, 0, 10, 300, 0, 1);
+	// pages 5 to 9, 20 to 39, the whole of 2, and all but page 100 of 3
+	built b(layout, {entry(1, 0, 5, 100), entry(4, 10, 10, 400), removal(2),
+			 entry(3, 0, 1, 300, 0, 1)});
+	ASSERT_EQ(b.err, 0);
+	EXPECT_EQ(b.plan.totals.pages_removed, 5u + 20u + 10u + 9u);
+	EXPECT_EQ(b.plan.nr_uncovered, 4u);
 }
 
 TEST(Plan, NeighboursInTwoAddressSpacesAreNone)
@@ -446,7 +454,7 @@ TEST(Error, OutOfMemory)
 	built b({}, {entry(1, 0, 1, 1), entry(2, 1, 1, 1)});
 	out_of_memory = false;
 	expect_error(b, -ENOMEM, MEMSLOT_NO_ENTRY, MEMSLOT_REASON_MEMORY);
-	EXPECT_EQ(b.plan.changes, 0u);
+	EXPECT_EQ(b.plan.nr_changes, 0u);
 }
 
 TEST(Plan, OfOneChangeAllocatesNothing)
@@ -455,7 +463,7 @@ TEST(Plan, OfOneChangeAllocatesNothing)
 	built b({}, {entry(1, 0, 1, 1)});
 	out_of_memory = false;
 	EXPECT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.count[PLAN_CREATE], 1u);
+	EXPECT_EQ(b.plan.totals.count[PLAN_CREATE], 1u);
 }
 
 // ---- Whole address spaces ----
@@ -477,10 +485,11 @@ plan_layout two_spaces()
 std::vector<std::pair<u32, u32>> dropped(const built &b, u32 nr_entries)
 {
 	std::vector<std::pair<u32, u32>> all;
-	for (u32 i = nr_entries; i < b.plan.changes; i++) {
-		EXPECT_EQ(b.plan.change[i].kind, PLAN_DELETE);
-		EXPECT_EQ(b.plan.change[i].after.npages, 0u);
-		all.emplace_back(b.plan.change[i].before.address_space, b.plan.change[i].before.id);
+	for (u32 i = nr_entries; i < b.plan.nr_changes; i++) {
+		EXPECT_EQ(b.plan.changes[i].kind, PLAN_DELETE);
+		EXPECT_EQ(b.plan.changes[i].after.npages, 0u);
+		all.emplace_back(b.plan.changes[i].before.address_space,
+				 b.plan.changes[i].before.id);
 	}
 	return all;
 }
@@ -491,13 +500,13 @@ TEST(ReplaceSpaces, UnnamedSlotsGo)
 {
 	built b(two_spaces(), {entry(2, 20, 10, 200), entry(7, 50, 5, 700)}, rules, 1);
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.change[0].kind, PLAN_NOTHING);
-	EXPECT_EQ(b.plan.change[1].kind, PLAN_CREATE);
+	EXPECT_EQ(b.plan.changes[0].kind, PLAN_NOTHING);
+	EXPECT_EQ(b.plan.changes[1].kind, PLAN_CREATE);
 	EXPECT_EQ(dropped(b, 2), (ids{{0, 1}, {0, 3}}));
-	EXPECT_EQ(b.plan.count[PLAN_DELETE], 2u);
-	EXPECT_EQ(b.plan.pages_removed, 20u);
+	EXPECT_EQ(b.plan.totals.count[PLAN_DELETE], 2u);
+	EXPECT_EQ(b.plan.totals.pages_removed, 20u);
 	EXPECT_EQ(b.plan.touched, 1u);
-	EXPECT_TRUE(b.plan.uncovers);
+	EXPECT_EQ(b.plan.nr_uncovered, 2u);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 10, 10}, {0, 30, 10}}));
 }
 
@@ -525,7 +534,7 @@ TEST(ReplaceSpaces, AllSlotsNamedIsTheSameAsWithout)
 		all.push_back(entry(id, u64{10} * id, 10, u64{100} * id));
 	built b(two_spaces(), all, rules, 1);
 	ASSERT_EQ(b.err, 0);
-	EXPECT_EQ(b.plan.changes, 3u);
+	EXPECT_EQ(b.plan.nr_changes, 3u);
 	EXPECT_EQ(b.plan.touched, 0u);
 }
 
@@ -543,9 +552,9 @@ TEST(ReplaceSpaces, OneBatchBySlotsThatAllHaveNewIds)
 	built b(two_spaces(), {entry(11, 10, 15, 100), entry(12, 30, 10, 300)}, rules, 1);
 	ASSERT_EQ(b.err, 0);
 	EXPECT_EQ(dropped(b, 2), (ids{{0, 1}, {0, 2}, {0, 3}}));
-	EXPECT_EQ(b.plan.pages_kept, 20u);
-	EXPECT_EQ(b.plan.pages_remapped, 5u);
-	EXPECT_EQ(b.plan.pages_removed, 5u);
+	EXPECT_EQ(b.plan.totals.pages_kept, 20u);
+	EXPECT_EQ(b.plan.totals.pages_remapped, 5u);
+	EXPECT_EQ(b.plan.totals.pages_removed, 5u);
 	EXPECT_EQ(b.zaps(), (zaps{{0, 20, 10}}));
 }
 
@@ -683,28 +692,28 @@ TEST(Bitmap, OfSlotsThatAreMovedReplacedOrSwitchedOff)
 {
 	built moved(logged(), {with_bitmap(entry(1, 11, 65, 100, log_dirty), 16)});
 	ASSERT_EQ(moved.err, 0);
-	EXPECT_EQ(moved.plan.change[0].kind, PLAN_MOVE);
+	EXPECT_EQ(moved.plan.changes[0].kind, PLAN_MOVE);
 	EXPECT_TRUE(moved.plan.hands_back);
 
 	built replaced(logged(), {with_bitmap(entry(1, 10, 65, 900, log_dirty), 16)});
 	ASSERT_EQ(replaced.err, 0);
-	EXPECT_EQ(replaced.plan.change[0].kind, PLAN_REPLACE);
+	EXPECT_EQ(replaced.plan.changes[0].kind, PLAN_REPLACE);
 	EXPECT_TRUE(replaced.plan.hands_back);
 
 	built off(logged(), {with_bitmap(entry(1, 10, 65, 100), 16)});
 	ASSERT_EQ(off.err, 0);
-	EXPECT_EQ(off.plan.change[0].kind, PLAN_REFLAG);
+	EXPECT_EQ(off.plan.changes[0].kind, PLAN_REFLAG);
 	EXPECT_TRUE(off.plan.hands_back);
 }
 
 TEST(Bitmap, RingsHaveNone)
 {
-	plan_rules ring = rules;
-	ring.dirty_ring = true;
-	expect_error(built(logged(), {removal(2), with_bitmap(removal(1), 16)}, ring), -EOPNOTSUPP,
-		     1, MEMSLOT_REASON_DIRTY_RING);
+	plan_layout layout = logged();
+	layout.dirty_ring = true;
+	expect_error(built(layout, {removal(2), with_bitmap(removal(1), 16)}), -EOPNOTSUPP, 1,
+		     MEMSLOT_REASON_DIRTY_RING);
 	// whatever else is wrong with it
-	expect_error(built(logged(), {with_bitmap(removal(2), 8)}, ring), -EOPNOTSUPP, 0,
+	expect_error(built(layout, {with_bitmap(removal(2), 8)}), -EOPNOTSUPP, 0,
 		     MEMSLOT_REASON_DIRTY_RING);
 }
 

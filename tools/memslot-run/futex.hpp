@@ -25,10 +25,10 @@ inline void futex_wait(futex_word &word, std::uint32_t value,
 	raw_syscall(SYS_futex, arg(&word), FUTEX_WAIT_PRIVATE, value, arg(timeout));
 }
 
-/** Wakes one thread that sleeps on the word. */
-inline void futex_wake(futex_word &word) noexcept
+/** Wakes threads that sleep on the word. */
+inline void futex_wake(futex_word &word, int how_many = 1) noexcept
 {
-	raw_syscall(SYS_futex, arg(&word), FUTEX_WAKE_PRIVATE, 1);
+	raw_syscall(SYS_futex, arg(&word), FUTEX_WAKE_PRIVATE, how_many);
 }
 
 /** A mutex; fits std::lock_guard. */

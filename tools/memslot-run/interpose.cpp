@@ -3,8 +3,9 @@
  * The functions that the VMM finds in place of the C library's.  Each does what session.hpp says
  * for the moment and calls the next one.
  *
- * None has an exception specification of its own: a thread that is cancelled in one of them unwinds
- * through it.
+ * Those that can be cancellation points are not noexcept: pthread_cancel() unwinds the stack of a
+ * thread that waits in the C library, through the function here, and noexcept would end the
+ * process.
  */
 #include "next.hpp"
 #include "session.hpp"
@@ -16,17 +17,18 @@
 #include <climits>
 #include <cstdarg>
 #include <fcntl.h>
-#include <linux/falloc.h>
 #include <linux/futex.h>
+#include <mqueue.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/select.h>
-#include <sys/shm.h>
+#include <sys/sem.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -80,28 +82,13 @@ int released(int err, Lock *lock)
 	return err;
 }
 
+/** Forgets a lock that was destroyed or initialised: in either case no thread holds it. */
 template <typename Lock>
 int destroyed(int err, Lock *lock)
 {
 	if (err == 0)
 		self.held.forget(lock);
 	return err;
-}
-
-/** MADV_ values that take contents or pages away. */
-bool discards(int advice)
-{
-	constexpr int dontneed_locked = 24; /* newer than glibc 2.36 */
-
-	return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE ||
-	       advice == MADV_HWPOISON || advice == dontneed_locked;
-}
-
-/** The same for fallocate(). */
-bool discards_in_file(int mode)
-{
-	return mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_ZERO_RANGE |
-		       FALLOC_FL_INSERT_RANGE);
 }
 
 int close_all(unsigned first, unsigned last, int flags)
@@ -117,7 +104,7 @@ int close_all(unsigned first, unsigned last, int flags)
 	for (int fd = next_vm(from); in_range(fd); fd = next_vm(fd + 1))
 		closes(fd);
 
-	/* What is left, around ours */
+	/* What is left of the range, before and after our descriptors */
 	int err = 0;
 
 	for (int own = next_own(from); in_range(own); own = next_own(own + 1)) {
@@ -162,6 +149,20 @@ int ioctl(int fd, unsigned long request, ...) noexcept
 }
 
 /* Locks */
+
+/* A mutex that is initialised is held by no thread; fork handlers may do that in a child instead of
+ * unlocking
+ */
+
+int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes) noexcept
+{
+	return destroyed(next<"pthread_mutex_init">(pthread_mutex_init, mutex, attributes), mutex);
+}
+
+int pthread_rwlock_init(pthread_rwlock_t *lock, const pthread_rwlockattr_t *attributes) noexcept
+{
+	return destroyed(next<"pthread_rwlock_init">(pthread_rwlock_init, lock, attributes), lock);
+}
 
 int pthread_mutex_lock(pthread_mutex_t *mutex) noexcept
 {
@@ -209,6 +210,22 @@ int pthread_rwlock_timedrdlock(pthread_rwlock_t *lock, const timespec *until) no
 {
 	return taken(next<"pthread_rwlock_timedrdlock">(pthread_rwlock_timedrdlock, lock, until),
 		     lock);
+}
+
+int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t clock,
+			       const timespec *until) noexcept
+{
+	return taken(
+		next<"pthread_rwlock_clockrdlock">(pthread_rwlock_clockrdlock, lock, clock, until),
+		lock);
+}
+
+int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t clock,
+			       const timespec *until) noexcept
+{
+	return taken(
+		next<"pthread_rwlock_clockwrlock">(pthread_rwlock_clockwrlock, lock, clock, until),
+		lock);
 }
 
 int pthread_rwlock_wrlock(pthread_rwlock_t *lock) noexcept
@@ -489,6 +506,16 @@ ssize_t preadv64(int fd, const iovec *parts, int count, off64_t offset)
 	return blocking<"preadv64">(preadv64, fd, parts, count, offset);
 }
 
+ssize_t preadv2(int fd, const iovec *parts, int count, off_t offset, int flags)
+{
+	return blocking<"preadv2">(preadv2, fd, parts, count, offset, flags);
+}
+
+ssize_t preadv64v2(int fd, const iovec *parts, int count, off64_t offset, int flags)
+{
+	return blocking<"preadv64v2">(preadv64v2, fd, parts, count, offset, flags);
+}
+
 ssize_t write(int fd, const void *buffer, size_t size)
 {
 	return blocking<"write">(write, fd, buffer, size);
@@ -517,6 +544,16 @@ ssize_t pwritev(int fd, const iovec *parts, int count, off_t offset)
 ssize_t pwritev64(int fd, const iovec *parts, int count, off64_t offset)
 {
 	return blocking<"pwritev64">(pwritev64, fd, parts, count, offset);
+}
+
+ssize_t pwritev2(int fd, const iovec *parts, int count, off_t offset, int flags)
+{
+	return blocking<"pwritev2">(pwritev2, fd, parts, count, offset, flags);
+}
+
+ssize_t pwritev64v2(int fd, const iovec *parts, int count, off64_t offset, int flags)
+{
+	return blocking<"pwritev64v2">(pwritev64v2, fd, parts, count, offset, flags);
 }
 
 int eventfd_read(int fd, eventfd_t *value)
@@ -597,92 +634,80 @@ int connect(int fd, const sockaddr *address, socklen_t length)
 	return blocking<"connect">(connect, fd, address, length);
 }
 
-/* Host memory */
+/* Queues and semaphores of the system */
 
-int munmap(void *address, size_t length) noexcept
+int semop(int id, sembuf *what, size_t count) noexcept
 {
-	memory_changes(address, length);
-	return next<"munmap">(munmap, address, length);
+	return blocking<"semop">(semop, id, what, count);
 }
 
-void *mremap(void *address, size_t length, size_t new_length, int flags, ...) noexcept
+int semtimedop(int id, sembuf *what, size_t count, const timespec *timeout) noexcept
 {
-	va_list args;
-
-	va_start(args, flags);
-	void *target = flags & MREMAP_FIXED ? va_arg(args, void *) : nullptr;
-	va_end(args);
-
-	memory_changes(address, length);
-	if (target)
-		memory_changes(target, new_length);
-	return next<"mremap">(mremap, address, length, new_length, flags, target);
+	return blocking<"semtimedop">(semtimedop, id, what, count, timeout);
 }
 
-int mprotect(void *address, size_t length, int protection) noexcept
+int msgsnd(int id, const void *message, size_t size, int flags)
 {
-	memory_changes(address, length);
-	return next<"mprotect">(mprotect, address, length, protection);
+	return blocking<"msgsnd">(msgsnd, id, message, size, flags);
 }
 
-int pkey_mprotect(void *address, size_t length, int protection, int key) noexcept
+ssize_t msgrcv(int id, void *message, size_t size, long type, int flags)
 {
-	memory_changes(address, length);
-	return next<"pkey_mprotect">(pkey_mprotect, address, length, protection, key);
+	return blocking<"msgrcv">(msgrcv, id, message, size, type, flags);
 }
 
-int madvise(void *address, size_t length, int advice) noexcept
+int mq_send(mqd_t queue, const char *message, size_t size, unsigned priority)
 {
-	if (discards(advice))
-		memory_changes(address, length);
-	return next<"madvise">(madvise, address, length, advice);
+	return blocking<"mq_send">(mq_send, queue, message, size, priority);
 }
 
-void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) noexcept
+int mq_timedsend(mqd_t queue, const char *message, size_t size, unsigned priority,
+		 const timespec *until)
 {
-	if (flags & MAP_FIXED)
-		memory_changes(address, length);
-	return next<"mmap">(mmap, address, length, protection, flags, fd, offset);
+	return blocking<"mq_timedsend">(mq_timedsend, queue, message, size, priority, until);
 }
 
-void *mmap64(void *address, size_t length, int protection, int flags, int fd,
-	     off64_t offset) noexcept
+ssize_t mq_receive(mqd_t queue, char *message, size_t size, unsigned *priority)
 {
-	if (flags & MAP_FIXED)
-		memory_changes(address, length);
-	return next<"mmap64">(mmap64, address, length, protection, flags, fd, offset);
+	return blocking<"mq_receive">(mq_receive, queue, message, size, priority);
 }
 
-int shmdt(const void *address) noexcept
+ssize_t mq_timedreceive(mqd_t queue, char *message, size_t size, unsigned *priority,
+			const timespec *until)
 {
-	any_memory_changes();
-	return next<"shmdt">(shmdt, address);
+	return blocking<"mq_timedreceive">(mq_timedreceive, queue, message, size, priority, until);
 }
 
-int fallocate(int fd, int mode, off_t offset, off_t length)
+/* From one descriptor to another */
+
+ssize_t splice(int from, off64_t *at, int to, off64_t *to_at, size_t size, unsigned flags)
 {
-	if (discards_in_file(mode))
-		any_memory_changes();
-	return next<"fallocate">(fallocate, fd, mode, offset, length);
+	return blocking<"splice">(splice, from, at, to, to_at, size, flags);
 }
 
-int fallocate64(int fd, int mode, off64_t offset, off64_t length)
+ssize_t tee(int from, int to, size_t size, unsigned flags)
 {
-	if (discards_in_file(mode))
-		any_memory_changes();
-	return next<"fallocate64">(fallocate64, fd, mode, offset, length);
+	return blocking<"tee">(tee, from, to, size, flags);
 }
 
-int ftruncate(int fd, off_t length) noexcept
+ssize_t vmsplice(int fd, const iovec *parts, size_t count, unsigned flags)
 {
-	any_memory_changes();
-	return next<"ftruncate">(ftruncate, fd, length);
+	return blocking<"vmsplice">(vmsplice, fd, parts, count, flags);
 }
 
-int ftruncate64(int fd, off64_t length) noexcept
+ssize_t sendfile(int to, int from, off_t *at, size_t size) noexcept
 {
-	any_memory_changes();
-	return next<"ftruncate64">(ftruncate64, fd, length);
+	return blocking<"sendfile">(sendfile, to, from, at, size);
+}
+
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size) noexcept
+{
+	return blocking<"sendfile64">(sendfile64, to, from, at, size);
+}
+
+ssize_t copy_file_range(int from, off64_t *at, int to, off64_t *to_at, size_t size, unsigned flags)
+{
+	return blocking<"copy_file_range">(copy_file_range, from, at, to, to_at, size, flags);
 }
 
 /* Descriptors */
@@ -781,10 +806,6 @@ long syscall(long number, ...) noexcept
 		one = va_arg(args, long);
 	va_end(args);
 
-	/* Where the call takes these */
-	void *const address = reinterpret_cast<void *>(a[0]);
-	const auto length = static_cast<size_t>(a[1]);
-
 	switch (number) {
 	case SYS_ioctl:
 		return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
@@ -822,28 +843,19 @@ long syscall(long number, ...) noexcept
 	case SYS_clock_nanosleep:
 		leaves(moment::block);
 		break;
-	case SYS_mmap:
-		return reinterpret_cast<long>(mmap(address, length, static_cast<int>(a[2]),
-						   static_cast<int>(a[3]), static_cast<int>(a[4]),
-						   a[5]));
-	case SYS_munmap:
-		return munmap(address, length);
-	case SYS_mremap:
-		return reinterpret_cast<long>(mremap(address, length, static_cast<size_t>(a[2]),
-						     static_cast<int>(a[3]), a[4]));
-	case SYS_mprotect:
-		return mprotect(address, length, static_cast<int>(a[2]));
-	case SYS_pkey_mprotect:
-		return pkey_mprotect(address, length, static_cast<int>(a[2]),
-				     static_cast<int>(a[3]));
-	case SYS_madvise:
-		return madvise(address, length, static_cast<int>(a[2]));
-	case SYS_shmdt:
-		return shmdt(address);
-	case SYS_fallocate:
-		return fallocate(static_cast<int>(a[0]), static_cast<int>(a[1]), a[2], a[3]);
-	case SYS_ftruncate:
-		return ftruncate(static_cast<int>(a[0]), a[1]);
+	case SYS_close:
+		return close(static_cast<int>(a[0]));
+	case SYS_close_range:
+		return close_range(static_cast<unsigned>(a[0]), static_cast<unsigned>(a[1]),
+				   static_cast<int>(a[2]));
+	case SYS_dup:
+		return dup(static_cast<int>(a[0]));
+	case SYS_dup2:
+		return dup2(static_cast<int>(a[0]), static_cast<int>(a[1]));
+	case SYS_dup3:
+		return dup3(static_cast<int>(a[0]), static_cast<int>(a[1]), static_cast<int>(a[2]));
+	case SYS_fcntl:
+		return fcntl(static_cast<int>(a[0]), static_cast<int>(a[1]), a[2]);
 	}
 	return next<"syscall">(syscall, number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

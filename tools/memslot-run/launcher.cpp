@@ -19,6 +19,7 @@
 #include <fstream>
 #include <getopt.h>
 #include <iostream>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,6 +30,7 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+#include <vector>
 
 using namespace memslot_run;
 
@@ -57,6 +59,7 @@ constexpr const char *library_name = "libmemslot-run.so";
 		     "  --stats        at the end, one line about the batches on stderr\n"
 		     "  --stats=FILE   the same in FILE, as JSON\n"
 		     "  -h, --help     this text\n"
+		     "  --version      which version this is\n"
 		     "\n"
 		     "See memslot-run(1).\n";
 	std::exit(EXIT_SUCCESS);
@@ -71,9 +74,10 @@ struct options {
 
 options parse(int argc, char **argv)
 {
-	constexpr std::array<option, 3> known{{
+	constexpr std::array<option, 4> known{{
 		{"stats", optional_argument, nullptr, 's'},
 		{"help", no_argument, nullptr, 'h'},
+		{"version", no_argument, nullptr, 'V'},
 		{nullptr, 0, nullptr, 0},
 	}};
 	options wanted;
@@ -91,6 +95,9 @@ options parse(int argc, char **argv)
 			break;
 		case 'h':
 			help();
+		case 'V':
+			std::cout << "memslot-run " MEMSLOT_VERSION "\n";
+			std::exit(EXIT_SUCCESS);
 		default:
 			die(exit_failed, "see memslot-run --help");
 		}
@@ -225,6 +232,40 @@ std::string find_library()
 				 " nor in " + installed.string());
 }
 
+/** The sanitizers' libraries that the command is linked with and that insist on being first. */
+std::vector<std::string> sanitizers(const fs::path &file)
+{
+	std::ifstream in(file, std::ios::binary);
+	const std::string content{std::istreambuf_iterator<char>(in), {}};
+	std::vector<std::string> found;
+
+	for (const char *name : {"libasan.so.", "libtsan.so.", "libhwasan.so.", "liblsan.so."}) {
+		/* Where the dynamic linker's strings are, each ends with a 0 and follows one */
+		const std::size_t at = content.find(std::string(1, '\0') + name);
+
+		if (at != std::string::npos)
+			found.emplace_back(content.c_str() + at + 1);
+	}
+	return found;
+}
+
+/**
+ * What LD_PRELOAD has before our library, with a colon behind each name.  Other libraries that
+ * replace functions (an allocator, a sanitizer) reach us by calling the next one, and some of them
+ * refuse to come second.
+ */
+std::string what_comes_first(const fs::path &file)
+{
+	const char *others = std::getenv("LD_PRELOAD");
+	std::string list;
+
+	for (const std::string &name : sanitizers(file))
+		list += name + ':';
+	if (others && *others)
+		list += std::string(others) + ':';
+	return list;
+}
+
 /** The counters, and a path by which the command's processes find them. */
 class shared_statistics {
 public:
@@ -297,9 +338,11 @@ void print_json(std::ostream &to, const statistics &from)
 	to << "{\n  \"processes\": " << from.processes << ",\n  \"vms\": " << from.vms
 	   << ",\n  \"vms_passed\": " << from.vms_passed << ",\n  \"changes\": " << from.changes
 	   << ",\n  \"passed\": " << from.passed << ",\n  \"commits\": " << from.commits
-	   << ",\n  \"entries\": " << from.entries << ",\n  \"fenced\": " << from.fenced
-	   << ",\n  \"parked\": " << from.parked << ",\n  \"failed\": " << from.failed
-	   << ",\n  \"lost\": " << from.lost << ",\n  \"grace_periods\": " << from.grace_periods
+	   << ",\n  \"withdrawals\": " << from.withdrawals << ",\n  \"at_once\": " << from.at_once
+	   << ",\n  \"retries\": " << from.retries << ",\n  \"entries\": " << from.entries
+	   << ",\n  \"fenced\": " << from.fenced << ",\n  \"parked\": " << from.parked
+	   << ",\n  \"failed\": " << from.failed << ",\n  \"lost\": " << from.lost
+	   << ",\n  \"grace_periods\": " << from.grace_periods
 	   << ",\n  \"ms_in_commits\": " << milliseconds(from.ns_in_commits)
 	   << ",\n  \"ms_longest_commit\": " << milliseconds(from.ns_longest_commit)
 	   << ",\n  \"ms_in_checks\": " << milliseconds(from.ns_in_checks)
@@ -329,20 +372,29 @@ void report(const options &wanted, const statistics &counters)
 
 	print_json(file, counters);
 	if (!file.flush())
-		std::cerr << "memslot-run: cannot write " << *wanted.stats_file << ": "
-			  << std::strerror(errno) << '\n';
+		std::cerr << "memslot-run: " << *wanted.stats_file << ": " << std::strerror(errno)
+			  << '\n';
 }
 
 /** The command, in the child; does not return. */
-[[noreturn]] void become(const fs::path &file, char **command, const sigset_t &mask, pid_t parent)
+[[noreturn]] void become(const fs::path &file, char **command, const sigset_t &mask,
+			 const struct sigaction &on_child, pid_t parent)
 {
 	/* Who kills the launcher for good means the command */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
 		_exit(exit_failed);
+	/* As it would have it without us: ignored, perhaps */
+	sigaction(SIGCHLD, &on_child, nullptr);
 	sigprocmask(SIG_SETMASK, &mask, nullptr);
 	execvp(file.c_str(), command);
 	die(exit_cannot_run, file.string() + ": " + std::strerror(errno));
+}
+
+/** True for what the terminal sends to the child as well, if the kernel sends it to us. */
+bool comes_from_terminal(const siginfo_t &info)
+{
+	return info.si_code == SI_KERNEL && info.si_signo != SIGTERM;
 }
 
 /** Waits for the child and hands it the signals that we get meanwhile; returns its wait status. */
@@ -357,8 +409,7 @@ int attend(pid_t child, const sigset_t &signals)
 
 			if (waitpid(child, &status, WNOHANG) == child)
 				return status;
-		} else if (signal > 0 && info.si_code != SI_KERNEL) {
-			/* Those of the terminal reach the child by themselves */
+		} else if (signal > 0 && !comes_from_terminal(info)) {
 			kill(child, signal);
 		}
 	}
@@ -397,15 +448,19 @@ int main(int argc, char **argv)
 		check_stats_file(*wanted.stats_file);
 
 	const shared_statistics counters;
-	const char *others = std::getenv("LD_PRELOAD");
-	const std::string preload =
-		find_library() + (others && *others ? ":" : "") + (others ? others : "");
 
-	setenv("LD_PRELOAD", preload.c_str(), 1);
+	setenv("LD_PRELOAD", (what_comes_first(file) + find_library()).c_str(), 1);
 	setenv(statistics_variable, counters.path().c_str(), 1);
 
 	sigset_t signals;
 	sigset_t before;
+	struct sigaction on_child {};
+	struct sigaction by_default {};
+
+	/* A parent may have it ignored, and then the kernel tells nobody that the command has ended
+	 */
+	by_default.sa_handler = SIG_DFL;
+	sigaction(SIGCHLD, &by_default, &on_child);
 
 	sigemptyset(&signals);
 	for (const int one :
@@ -417,9 +472,9 @@ int main(int argc, char **argv)
 	const pid_t child = fork();
 
 	if (child < 0)
-		die(exit_failed, std::string("cannot fork: ") + std::strerror(errno));
+		die(exit_failed, std::string("fork: ") + std::strerror(errno));
 	if (child == 0)
-		become(file, wanted.command, before, self);
+		become(file, wanted.command, before, on_child, self);
 
 	const int status = attend(child, signals);
 

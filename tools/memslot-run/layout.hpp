@@ -32,13 +32,6 @@ struct region {
 	{
 		return guest_phys_addr + memory_size;
 	}
-
-	/** True if it is there and uses any of this host memory. */
-	[[nodiscard]] bool uses(std::uint64_t address, std::uint64_t length) const noexcept
-	{
-		return present() && address < userspace_addr + memory_size &&
-		       userspace_addr < address + length;
-	}
 };
 
 /**
@@ -56,6 +49,9 @@ public:
 	{
 		return spaces_[space].regions[id];
 	}
+
+	/** Any slot, for overlaps(): an id that none has. */
+	static constexpr unsigned no_id = max_ids;
 
 	/** True if the region overlaps a slot other than @p id. */
 	[[nodiscard]] bool overlaps(unsigned space, unsigned id,
@@ -78,24 +74,37 @@ public:
 		return false;
 	}
 
-	/** True if slots map all of the guest addresses of this region. */
+	/** Whether slots map all of the guest addresses of this region. */
 	[[nodiscard]] bool covers(unsigned space, const region &wanted) const noexcept
 	{
+		return !gap(space, wanted.guest_phys_addr, wanted.guest_end()).present();
+	}
+
+	/** The first of these guest addresses that no slot maps, and how far that goes. */
+	[[nodiscard]] region gap(unsigned space, std::uint64_t from,
+				 std::uint64_t end) const noexcept
+	{
 		const address_space &in = spaces_[space];
-		std::uint64_t reached = wanted.guest_phys_addr;
-		std::size_t i = in.position(reached);
+		std::uint64_t next = end;
+		std::size_t i = in.position(from);
 
 		/* The one that starts earlier may reach in */
 		if (i > 0)
 			i--;
-		for (; i < in.count && reached < wanted.guest_end(); i++) {
+		for (; i < in.count && from < end; i++) {
 			const region &one = in.regions[in.order[i]];
 
-			if (one.guest_phys_addr > reached)
-				return false;
-			reached = std::max(reached, one.guest_end());
+			if (one.guest_phys_addr > from) {
+				next = std::min(end, one.guest_phys_addr);
+				break;
+			}
+			from = std::max(from, one.guest_end());
 		}
-		return reached >= wanted.guest_end();
+		return from < end ? region{.guest_phys_addr = from,
+					   .memory_size = next - from,
+					   .userspace_addr = 0,
+					   .flags = 0}
+				  : region{};
 	}
 
 	/** Gives the slot a region that overlaps no other, or none. */

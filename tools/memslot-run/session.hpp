@@ -4,8 +4,11 @@
  * The VMs of this process, and the moments at which their batches are committed.  interpose.cpp
  * calls what is here.
  *
- * Locking: one lock per VM, one for the table of VMs; the table's is taken first.  A thread that
- * holds either is marked as inside, and the interposed functions do nothing of their own for it.
+ * Locking: one lock per VM, one for the table of VMs; the table's is taken first, and together with
+ * a VM's only where no commit can be.  While a commit waits, which may be for a page fault that the
+ * VMM itself serves, its VM's lock is held: only changes of the VM's slots, and what KVM holds up
+ * for them too, take that.  A thread that holds either is marked as inside, and the interposed
+ * functions do nothing of their own for it.
  */
 #pragma once
 
@@ -34,6 +37,9 @@ struct thread {
 
 extern constinit thread_local thread self;
 
+/** Some vCPU has run by an ioctl that was seen: so all are, and their KVM_RUN can be made again. */
+extern std::atomic<bool> vcpus_run;
+
 /** Commits what the calling thread had a part in. */
 void commit_own(moment why);
 
@@ -57,12 +63,6 @@ inline void releases(const void *lock)
 	if (self.collected && self.held.is_last(lock)) [[unlikely]]
 		commit_own(moment::unlock);
 }
-
-/** Somebody is about to unmap, remap, protect or discard this memory. */
-void memory_changes(const volatile void *address, std::size_t length);
-
-/** The same, but nobody knows which memory. */
-void any_memory_changes();
 
 /** Somebody's ioctl; does it, returns and sets errno as ioctl() does. */
 int kvm_ioctl(int fd, unsigned long request, void *argument);

@@ -24,11 +24,9 @@ enum class moment : std::uint8_t {
 	unlock,
 	/** it was about to block, write, start a thread or fork */
 	block,
-	/** somebody was about to change host memory under a collected region */
-	memory,
 	/** an ioctl needs the changes */
 	ioctl,
-	/** it holds no mutex, and no deletion left a hole */
+	/** it holds no mutex, and no withdrawn memory is left without a slot */
 	whole,
 	/** the time was up */
 	deadline,
@@ -39,7 +37,7 @@ enum class moment : std::uint8_t {
 };
 
 /** Names of the moments, for the report. */
-inline constexpr std::array moment_names{"run",	  "unlock",   "block", "memory", "ioctl",
+inline constexpr std::array moment_names{"run",	  "unlock",   "block", "ioctl",
 					 "whole", "deadline", "full",  "close"};
 
 using counter = std::atomic<std::uint64_t>;
@@ -54,13 +52,19 @@ struct statistics {
 	counter vms;
 	/** VMs that could not be bound */
 	counter vms_passed;
-	/** calls of the VMM that were collected */
+	/** calls of the VMM that went through the module */
 	counter changes;
 	/** calls that went to KVM as they were */
 	counter passed;
-	/** batches applied */
+	/** all commits */
 	counter commits;
-	/** entries of those batches */
+	/** of the commits: memory was withdrawn */
+	counter withdrawals;
+	/** of the commits: a call that had to be true when it returned */
+	counter at_once;
+	/** KVM_RUN was made again, after a vCPU had met withdrawn memory */
+	counter retries;
+	/** entries of those commits */
 	counter entries;
 	/** of the commits: page faults in range waited */
 	counter fenced;
@@ -73,9 +77,9 @@ struct statistics {
 	counter grace_periods;
 	counter ns_in_commits;
 	counter ns_longest_commit;
-	/** time in the test-only commit of each change */
+	/** time in the test-only commits of what is collected */
 	counter ns_in_checks;
-	/** all batches, by what made them go out */
+	/** all batches that ended a transaction, by what made them go out */
 	std::array<counter, moment_names.size()> moments;
 };
 

@@ -44,10 +44,14 @@ private:
 /* Writes out what was printed; false if nobody reads it any more.  Throws a problem. */
 [[nodiscard]] bool flush_output();
 
+/* Whether a file of this name is where standard output goes. */
+[[nodiscard]] bool is_standard_output(const std::string &file);
+
 /* An open /dev/memslot; throws a problem. */
 [[nodiscard]] memslot::device open_device();
 
 struct list_options {
+	/* 0: an overview of all processes that have a VM */
 	pid_t pid = 0;
 	std::optional<unsigned int> vm;
 	std::optional<std::uint32_t> address_space;
@@ -57,7 +61,8 @@ struct list_options {
 };
 
 void info();
-void list(const list_options &wanted);
+/* How it ends: with done, or with a process that could not be looked at. */
+[[nodiscard]] enum status list(const list_options &wanted);
 /* pid 0: of all VMs */
 void watch(pid_t pid);
 

@@ -27,6 +27,12 @@ struct seen_vm {
 	std::vector<memslot::layout> layouts;
 };
 
+struct seen_process {
+	pid_t pid;
+	std::string name;
+	std::vector<seen_vm> vms;
+};
+
 seen_vm look_at(unsigned int number, const found_vm &found, const list_options &wanted)
 {
 	memslot::device device = open_device();
@@ -35,7 +41,8 @@ seen_vm look_at(unsigned int number, const found_vm &found, const list_options &
 
 	if (!spaces)
 		throw to_problem(spaces.error());
-	if (wanted.address_space && *wanted.address_space >= *spaces)
+	/* Among all VMs those that have it are shown */
+	if (wanted.pid && wanted.address_space && *wanted.address_space >= *spaces)
 		throw problem(no_vm, "VM " + std::to_string(number) + " has " +
 					     std::to_string(*spaces) + " address space" +
 					     (*spaces == 1 ? ", number 0" : "s, counted from 0"));
@@ -51,20 +58,50 @@ seen_vm look_at(unsigned int number, const found_vm &found, const list_options &
 	return seen;
 }
 
-std::vector<seen_vm> look_at_all(const list_options &wanted)
+seen_process look_into(pid_t pid, const list_options &wanted)
 {
-	const std::vector<found_vm> found = find_vms(wanted.pid);
-	std::vector<seen_vm> seen;
+	const std::vector<found_vm> found = find_vms(pid);
+	seen_process seen{.pid = pid, .name = process_name(pid), .vms = {}};
 
 	if (wanted.vm && *wanted.vm >= found.size())
 		throw problem(no_vm,
-			      "process " + std::to_string(wanted.pid) + " has " +
+			      "process " + std::to_string(pid) + " has " +
 				      std::to_string(found.size()) + " VM" +
 				      (found.size() == 1 ? ", number 0" : "s, counted from 0"));
 	for (unsigned int i = 0; i < found.size(); i++)
 		if (!wanted.vm || *wanted.vm == i)
-			seen.push_back(look_at(i, found[i], wanted));
+			seen.vms.push_back(look_at(i, found[i], wanted));
 	return seen;
+}
+
+/* All processes that have a VM, and whether there are some that only another user sees. */
+struct overview {
+	std::vector<seen_process> processes;
+	bool some_hidden = false;
+	enum status how = done;
+};
+
+overview look_around(const list_options &wanted)
+{
+	overview all;
+
+	for (const pid_t pid : all_processes()) {
+		try {
+			all.processes.push_back(look_into(pid, wanted));
+		} catch (const problem &why) {
+			/* Most processes have no VM, and some have ended since */
+			if (why.status() == no_vm || why.status() == no_process)
+				continue;
+			if (why.status() == no_rights) {
+				all.some_hidden = true;
+				continue;
+			}
+			/* One VM that cannot be asked must not hide the others */
+			all.how = why.status();
+			std::fprintf(stderr, "memslotctl: process %d: %s\n", pid, why.what());
+		}
+	}
+	return all;
 }
 
 /* For printable ASCII. */
@@ -80,15 +117,15 @@ std::string quoted(const std::string &text)
 	return safe + '"';
 }
 
-void print_json(const list_options &wanted, const std::vector<seen_vm> &vms)
+void print_json(const seen_process &process)
 {
 	std::ostream &out = std::cout;
 	const char *between_vms = "", *between = "";
 	const auto boolean = [](bool is) { return is ? "true" : "false"; };
 
-	out << "{\"pid\": " << wanted.pid << ", \"name\": " << quoted(process_name(wanted.pid))
+	out << "{\"pid\": " << process.pid << ", \"name\": " << quoted(process.name)
 	    << ", \"vms\": [";
-	for (const seen_vm &vm : vms) {
+	for (const seen_vm &vm : process.vms) {
 		out << std::exchange(between_vms, ", ") << "{\"vm\": " << vm.number
 		    << ", \"fds\": [";
 		between = "";
@@ -123,7 +160,19 @@ void print_json(const list_options &wanted, const std::vector<seen_vm> &vms)
 		}
 		out << "]}";
 	}
-	out << "]}\n";
+	out << "]}";
+}
+
+void print_json(const std::vector<seen_process> &processes)
+{
+	const char *between = "\n ";
+
+	std::cout << "{\"processes\": [";
+	for (const seen_process &each : processes) {
+		std::cout << std::exchange(between, ",\n ");
+		print_json(each);
+	}
+	std::cout << "]}";
 }
 
 using row = std::vector<std::string>;
@@ -188,28 +237,65 @@ terminal find_terminal()
 	return here;
 }
 
-std::string caption(const list_options &wanted, const seen_vm &vm)
+std::string caption(const seen_process &process, const seen_vm &vm)
 {
-	return "VM " + std::to_string(vm.number) + " of process " + std::to_string(wanted.pid) +
-	       " (" + process_name(wanted.pid) + ")";
+	return "VM " + std::to_string(vm.number) + " of process " + std::to_string(process.pid) +
+	       " (" + process.name + ")";
 }
 
-void print(const list_options &wanted, const std::vector<seen_vm> &vms)
+std::uint64_t size_of(const memslot::layout &layout)
+{
+	std::uint64_t total = 0;
+
+	for (const memslot::slot_info &slot : layout)
+		total += slot.memory_size;
+	return total;
+}
+
+/* Few VMs use SMM's address space: an empty one would be noise, unless it was asked for */
+bool worth_showing(const memslot::layout &layout, const list_options &wanted)
+{
+	return !layout.empty() || layout.address_space() == 0 || wanted.address_space;
+}
+
+void print(const list_options &wanted, const std::vector<seen_process> &processes)
+{
+	std::vector<row> rows{
+		{"PID", "NAME", "VM", "DESCRIPTORS", "SPACE", "GENERATION", "SLOTS", "SIZE"}};
+
+	for (const seen_process &process : processes)
+		for (const seen_vm &vm : process.vms)
+			for (const memslot::layout &layout : vm.layouts) {
+				std::string fds;
+
+				if (!worth_showing(layout, wanted))
+					continue;
+				for (const int fd : vm.fds)
+					fds += (fds.empty() ? "" : ",") + std::to_string(fd);
+				rows.push_back(
+					{std::to_string(process.pid), process.name,
+					 std::to_string(vm.number), fds,
+					 std::to_string(layout.address_space()),
+					 std::to_string(layout.generation().value_or(0)),
+					 std::to_string(layout.size()),
+					 layout.empty() ? "-" : human_size(size_of(layout))});
+			}
+	if (rows.size() > 1)
+		print_table(rows, {true, false, true, false, true, true, true, true});
+}
+
+void print(const seen_process &process)
 {
 	const terminal here = find_terminal();
 	const char *between = "";
 
-	for (const seen_vm &vm : vms) {
-		std::cout << std::exchange(between, "\n") << caption(wanted, vm)
+	for (const seen_vm &vm : process.vms) {
+		std::cout << std::exchange(between, "\n") << caption(process, vm)
 			  << ", file descriptor" << (vm.fds.size() == 1 ? "" : "s");
 		for (const int fd : vm.fds)
 			std::cout << ' ' << fd;
 		std::cout << '\n';
 		for (const memslot::layout &layout : vm.layouts) {
-			std::uint64_t total = 0;
-
-			for (const memslot::slot_info &slot : layout)
-				total += slot.memory_size;
 			std::cout << "\nAddress space " << layout.address_space()
 				  << (layout.address_space() == 1 ? " (SMM)" : "")
 				  << ", generation " << layout.generation().value_or(0) << ": "
@@ -218,25 +304,26 @@ void print(const list_options &wanted, const std::vector<seen_vm> &vms)
 				std::cout << '\n';
 				continue;
 			}
-			std::cout << ", " << human_size(total) << "\n\n";
+			std::cout << ", " << human_size(size_of(layout)) << "\n\n";
 			print_slots(layout);
 			std::cout << '\n' << draw({layout.begin(), layout.end()}, here);
 		}
 	}
 }
 
-void write_svg(const list_options &wanted, const std::vector<seen_vm> &vms)
+void write_svg(const list_options &wanted, const std::vector<seen_process> &processes)
 {
 	std::vector<subject> subjects;
 
-	for (const seen_vm &vm : vms)
-		for (const memslot::layout &layout : vm.layouts)
-			/* Few VMs use SMM's: an empty column would be noise */
-			if (!layout.empty() || wanted.address_space)
-				subjects.push_back({.vm = caption(wanted, vm),
-						    .address_space = layout.address_space(),
-						    .slots = {layout.begin(), layout.end()}});
-	if (wanted.svg_file == "-") {
+	for (const seen_process &process : processes)
+		for (const seen_vm &vm : process.vms)
+			for (const memslot::layout &layout : vm.layouts)
+				if (worth_showing(layout, wanted))
+					subjects.push_back(
+						{.vm = caption(process, vm),
+						 .address_space = layout.address_space(),
+						 .slots = {layout.begin(), layout.end()}});
+	if (is_standard_output(wanted.svg_file)) {
 		std::cout << svg(subjects);
 		return;
 	}
@@ -250,21 +337,43 @@ void write_svg(const list_options &wanted, const std::vector<seen_vm> &vms)
 
 } // namespace
 
-void list(const list_options &wanted)
+enum status list(const list_options &wanted)
 {
 	/* What is missing altogether is said before what this process lacks */
 	static_cast<void>(open_device());
 
-	const std::vector<seen_vm> vms = look_at_all(wanted);
+	overview seen;
+
+	if (wanted.pid)
+		seen.processes.push_back(look_into(wanted.pid, wanted));
+	else
+		seen = look_around(wanted);
 
 	if (!wanted.svg_file.empty())
-		write_svg(wanted, vms);
-	if (wanted.json)
-		print_json(wanted, vms);
-	else if (wanted.svg_file != "-")
-		print(wanted, vms);
+		write_svg(wanted, seen.processes);
+	if (wanted.json) {
+		if (wanted.pid)
+			print_json(seen.processes.front());
+		else
+			print_json(seen.processes);
+		std::cout << '\n';
+	} else if (!is_standard_output(wanted.svg_file)) {
+		if (wanted.pid)
+			print(seen.processes.front());
+		else
+			print(wanted, seen.processes);
+	}
 	if (!std::cout.flush())
 		throw problem(failed, std::string("standard output: ") + std::strerror(errno));
+
+	if (seen.processes.empty())
+		std::fprintf(stderr, "memslotctl: no process%s has a KVM virtual machine%s\n",
+			     seen.some_hidden ? " that you may look into" : "",
+			     seen.some_hidden ? "; root may look into all" : "");
+	else if (seen.some_hidden)
+		std::fprintf(stderr, "memslotctl: some processes could not be looked into; root "
+				     "may look into all\n");
+	return seen.how;
 }
 
 } // namespace memslotctl

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <getopt.h>
 #include <string_view>
+#include <sys/stat.h>
 
 namespace memslotctl {
 
@@ -41,6 +42,19 @@ bool flush_output()
 	return false;
 }
 
+bool is_standard_output(const std::string &file)
+{
+	struct stat named {
+	}, output{};
+
+	if (file == "-")
+		return true;
+	/* By its other names, too: /dev/stdout, or the file that the shell redirected it to */
+	return !file.empty() && stat(file.c_str(), &named) == 0 &&
+	       fstat(STDOUT_FILENO, &output) == 0 && !S_ISCHR(output.st_mode) &&
+	       named.st_dev == output.st_dev && named.st_ino == output.st_ino;
+}
+
 memslot::device open_device()
 {
 	auto device = memslot::device::try_open();
@@ -53,19 +67,21 @@ memslot::device open_device()
 namespace {
 
 constexpr const char *usage = R"(Usage: memslotctl info
-       memslotctl list PID [OPTION]...
+       memslotctl list [PID] [OPTION]...
        memslotctl watch [PID]
 Looks at /dev/memslot and at the memory slots of KVM virtual machines.
 
   info                  what the module can do
+  list                  the VMs of all processes, one line for each
   list PID              the memory layout of the VMs of a running process
-    --vm N              only the Nth, counted from 0
+    --vm N              only the Nth of the process, counted from 0
     --address-space N   only this address space: 0, or 1 (SMM)
     --json              for programs
     --svg FILE          draw a picture, too; - is standard output
   watch [PID]           commits as they happen, of one process or of all
 
   -h, --help            this text
+      --version         which version this is
 
 See memslotctl(1).
 )";
@@ -88,14 +104,15 @@ unsigned int number(const char *text, const char *what, unsigned int least)
 	return static_cast<unsigned int>(value);
 }
 
-void run(int argc, char **argv)
+enum status run(int argc, char **argv)
 {
-	static constexpr std::array<option, 6> known{{
+	static constexpr std::array<option, 7> known{{
 		{"vm", required_argument, nullptr, 'v'},
 		{"address-space", required_argument, nullptr, 'a'},
 		{"json", no_argument, nullptr, 'j'},
 		{"svg", required_argument, nullptr, 's'},
 		{"help", no_argument, nullptr, 'h'},
+		{"version", no_argument, nullptr, 'V'},
 		{nullptr, 0, nullptr, 0},
 	}};
 	list_options wanted;
@@ -125,7 +142,10 @@ void run(int argc, char **argv)
 			break;
 		case 'h':
 			std::fputs(usage, stdout);
-			return;
+			return done;
+		case 'V':
+			std::fputs("memslotctl " MEMSLOT_VERSION "\n", stdout);
+			return done;
 		default:
 			throw problem(wrong_usage, "see memslotctl --help");
 		}
@@ -138,13 +158,17 @@ void run(int argc, char **argv)
 		complain(list_only + " is for list");
 	if (command == "info" && words == 1) {
 		info();
-	} else if (command == "list" && words == 2) {
-		wanted.pid = static_cast<pid_t>(number(argv[optind + 1], "PID", 1));
-		list(wanted);
+	} else if (command == "list" && words <= 2) {
+		if (words == 2)
+			wanted.pid = static_cast<pid_t>(number(argv[optind + 1], "PID", 1));
+		else if (wanted.vm)
+			complain("--vm counts the VMs of one process; give its PID, too");
+		if (wanted.json && is_standard_output(wanted.svg_file))
+			complain("--json and --svg cannot both go to standard output; give --svg "
+				 "another file");
+		return list(wanted);
 	} else if (command == "watch" && words <= 2) {
 		watch(words == 2 ? static_cast<pid_t>(number(argv[optind + 1], "PID", 1)) : 0);
-	} else if (command == "list" && words == 1) {
-		complain("list needs the PID of a process that has a VM");
 	} else if (command.empty()) {
 		complain("what to do? info, list or watch");
 	} else if (command == "info" || command == "list" || command == "watch") {
@@ -152,6 +176,7 @@ void run(int argc, char **argv)
 	} else {
 		complain("there is no command " + std::string(command));
 	}
+	return done;
 }
 
 } // namespace
@@ -161,9 +186,11 @@ void run(int argc, char **argv)
 int main(int argc, char **argv)
 try {
 	std::setlocale(LC_CTYPE, "");
-	memslotctl::run(argc, argv);
+
+	const auto status = memslotctl::run(argc, argv);
+
 	static_cast<void>(memslotctl::flush_output());
-	return memslotctl::done;
+	return status;
 } catch (const memslotctl::problem &why) {
 	std::fflush(stdout);
 	std::fprintf(stderr, "memslotctl: %s\n", why.what());

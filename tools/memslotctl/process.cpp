@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -25,39 +26,67 @@ std::string describe(pid_t pid)
 	return "process " + std::to_string(pid);
 }
 
+/* Whoever it belongs to, and whether /proc shows it or not; threads count, too */
+bool exists(pid_t pid)
+{
+	return kill(pid, 0) == 0 || errno != ESRCH;
+}
+
 /* What the system says about looking into a process */
 [[noreturn]] void refuse(pid_t pid, int err)
 {
-	if (err == ESRCH || err == ENOENT)
+	const bool absent = err == ESRCH || err == ENOENT;
+
+	if (absent && !exists(pid))
 		throw problem(no_process, "there is no " + describe(pid));
-	if (err == EACCES || err == EPERM)
+	/* What a /proc mounted with hidepid hides is absent there, but only there */
+	if (absent || err == EACCES || err == EPERM)
 		throw problem(no_rights,
 			      "no rights to look into " + describe(pid) +
 				      ": run as root, or with CAP_SYS_PTRACE (see ptrace(2))");
 	throw problem(failed, describe(pid) + ": " + std::strerror(err));
 }
 
+/* The entries of a directory below /proc that are numbers, ascending */
+std::vector<int> numbers_in(const std::string &directory, std::error_code &error)
+{
+	std::vector<int> numbers;
+	fs::directory_iterator entry(directory, error);
+
+	for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+		const std::string name = entry->path().filename();
+		const char *end = name.data() + name.size();
+		int number = 0;
+
+		if (std::from_chars(name.data(), end, number).ptr == end)
+			numbers.push_back(number);
+	}
+	std::ranges::sort(numbers);
+	return numbers;
+}
+
+std::vector<int> numbers_of(pid_t pid, const std::string &what)
+{
+	std::error_code error;
+	std::vector<int> numbers = numbers_in("/proc/" + std::to_string(pid) + "/" + what, error);
+
+	if (error)
+		refuse(pid, error.value());
+	return numbers;
+}
+
 /* The numbers of the process's descriptors that are VMs */
 std::vector<int> vm_descriptors(pid_t pid)
 {
-	std::vector<int> numbers;
-	std::error_code error;
-	fs::directory_iterator entry("/proc/" + std::to_string(pid) + "/fd", error);
+	std::vector<int> numbers = numbers_of(pid, "fd");
+	const std::string links = "/proc/" + std::to_string(pid) + "/fd/";
 
-	for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+	std::erase_if(numbers, [&links](int number) {
 		/* It may have been closed since */
 		std::error_code gone;
-		const std::string name = entry->path().filename();
-		int number = 0;
 
-		if (fs::read_symlink(entry->path(), gone) != vm_link)
-			continue;
-		std::from_chars(name.data(), name.data() + name.size(), number);
-		numbers.push_back(number);
-	}
-	if (error)
-		refuse(pid, error.value());
-	std::ranges::sort(numbers);
+		return fs::read_symlink(links + std::to_string(number), gone) != vm_link;
+	});
 	return numbers;
 }
 
@@ -76,11 +105,14 @@ file open_process(pid_t pid)
 
 	if (process.fd() >= 0)
 		return process;
-	/* That is how the kernel says: a thread, not the first one */
-	if (errno == EINVAL && fs::exists("/proc/" + std::to_string(pid)))
+
+	const int err = errno;
+
+	/* That is how kernels say: a thread, not the first one; newer ones say ENOENT */
+	if ((err == EINVAL || err == ENOENT) && exists(pid))
 		throw problem(no_process,
 			      std::to_string(pid) + " is a thread; give the PID of its process");
-	refuse(pid, errno);
+	refuse(pid, err);
 }
 
 std::vector<found_vm> find_vms(pid_t pid)
@@ -109,6 +141,21 @@ std::vector<found_vm> find_vms(pid_t pid)
 		throw problem(no_vm, describe(pid) + " (" + process_name(pid) +
 					     ") has no KVM virtual machine");
 	return found;
+}
+
+std::vector<pid_t> all_processes()
+{
+	std::error_code error;
+	std::vector<pid_t> pids = numbers_in("/proc", error);
+
+	if (error)
+		throw problem(failed, "/proc: " + error.message());
+	return pids;
+}
+
+std::vector<pid_t> threads_of(pid_t pid)
+{
+	return numbers_of(pid, "task");
 }
 
 std::string process_name(pid_t pid)

@@ -53,6 +53,12 @@ struct found_vm {
 /* A running process; throws a problem. */
 [[nodiscard]] file open_process(pid_t pid);
 
+/* The PIDs of all processes that /proc shows, ascending; throws a problem. */
+[[nodiscard]] std::vector<pid_t> all_processes();
+
+/* The threads of a process; throws a problem. */
+[[nodiscard]] std::vector<pid_t> threads_of(pid_t pid);
+
 /* All VMs that a process has a descriptor of, by their lowest one; throws a problem. */
 [[nodiscard]] std::vector<found_vm> find_vms(pid_t pid);
 

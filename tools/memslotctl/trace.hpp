@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <linux/memslot.h>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,7 +26,10 @@ struct commit_seen {
 	std::optional<std::uint64_t> entries, flags;
 	std::optional<std::uint64_t> created, deleted, replaced, moved, reflagged;
 	std::optional<std::uint64_t> kept, remapped, removed, added;
-	std::optional<std::uint64_t> reason, strategy, cause, ns_fenced;
+	std::optional<std::uint64_t> ns_fenced, grace_periods, late_root;
+	enum memslot_reason reason;
+	enum memslot_strategy strategy;
+	enum memslot_park_cause cause;
 	/* -1: no entry is to blame */
 	std::int64_t entry;
 };
@@ -33,10 +37,14 @@ struct commit_seen {
 /* Pairs the starts and ends of commits. */
 class trace_reader {
 public:
-	/* A line of trace_pipe; returns the commit that it ends, if it does. */
+	/*
+	 * A line of trace_pipe; returns the commit that it ends, if it does.  Fields that are new
+	 * at its end are passed over.  Throws a problem if it is not understood: a commit that is
+	 * left out would look as if it had not been.
+	 */
 	std::optional<commit_seen> read(std::string_view line);
 
-	/* Events that the kernel had no room for */
+	/* Events that the kernel had no room for, as far as it counted them */
 	[[nodiscard]] std::uint64_t lost() const noexcept
 	{
 		return lost_;

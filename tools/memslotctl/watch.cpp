@@ -50,6 +50,7 @@ public:
 			set("trace_clock", "mono");
 			set("buffer_size_kb", "256");
 			set("buffer_percent", "0");
+			set_format();
 			for (const char *event : {"memslot_commit_start", "memslot_commit_end"})
 				set(std::string("events/memslot/") + event + "/enable", "1");
 			pipe_ = file(open((path_ / "trace_pipe").c_str(),
@@ -96,6 +97,24 @@ private:
 		if (knob.fd() < 0 || write(knob.fd(), value.data(), value.size()) < 0)
 			throw problem(failed,
 				      (path_ / what).string() + ": " + std::strerror(errno));
+	}
+
+	/*
+	 * A new instance has the options of everybody's trace: those by which its lines would be
+	 * others than trace_reader reads, or more.  Not record-tgid: clearing it ends the recording
+	 * for all instances.
+	 */
+	void set_format() const
+	{
+		set("options/context-info", "1");
+		for (const char *option : {"bin", "fields", "hex", "latency-format", "raw",
+					   "stacktrace", "userstacktrace"}) {
+			const std::string knob = std::string("options/") + option;
+
+			/* Not every kernel has each */
+			if (fs::exists(path_ / knob))
+				set(knob, "0");
+		}
 	}
 
 	void remove()
@@ -159,12 +178,21 @@ public:
 		/* NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init): read() fills it */
 		std::array<char, 65536> buffer;
 
-		for (ssize_t got; (got = ::read(fd, buffer.data(), buffer.size())) > 0;) {
+		ssize_t got = 0;
+
+		while ((got = ::read(fd, buffer.data(), buffer.size())) > 0) {
 			rest_.append(buffer.data(), static_cast<std::size_t>(got));
 			for (std::size_t end; (end = rest_.find('\n')) != rest_.npos;) {
 				take(std::string_view(rest_).substr(0, end));
 				rest_.erase(0, end + 1);
 			}
+		}
+		if (got < 0 && errno != EAGAIN && errno != EINTR)
+			throw problem(failed, std::string("trace_pipe: ") + std::strerror(errno));
+		/* Only what is no text ends without the end of a line */
+		if (got < 0 && errno == EAGAIN && !rest_.empty()) {
+			take(rest_);
+			rest_.clear();
 		}
 		return flush_output();
 	}
@@ -183,15 +211,13 @@ private:
 	/* The threads of the process; one that has ended is still the creator of its VM. */
 	void look_for_threads()
 	{
-		std::error_code none;
-
-		for (const auto &entry :
-		     fs::directory_iterator("/proc/" + std::to_string(pid_) + "/task", none)) {
-			const std::string name = entry.path().filename();
-			pid_t thread = 0;
-
-			std::from_chars(name.data(), name.data() + name.size(), thread);
-			threads_.insert(thread);
+		try {
+			for (const pid_t thread : threads_of(pid_))
+				threads_.insert(thread);
+		} catch (const problem &why) {
+			/* That it ended the pidfd tells */
+			if (why.status() != no_process)
+				throw;
 		}
 	}
 

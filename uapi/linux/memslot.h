@@ -74,8 +74,9 @@
  *	VM's pages
  * @MEMSLOT_REASON_MEMORY: ENOMEM: out of memory for this entry
  * @MEMSLOT_REASON_PARK_TIMEOUT: EBUSY: a vCPU did not leave KVM_RUN in time
- * @MEMSLOT_REASON_LOCKED: EBUSY: somebody else's change of the VM's slots, or
- *	reading of its dirty log, did not end in the time that vCPUs may be parked
+ * @MEMSLOT_REASON_LOCKED: EBUSY: another ioctl on this file or on the VM (a change
+ *	of its slots, reading of its dirty log, creating a vCPU, one of Xen's) did not
+ *	let go of what the commit needs in time
  * @MEMSLOT_REASON_GENERATION: ESTALE: the layout of an address space is not the
  *	one of if_generation any more
  * @MEMSLOT_REASON_BITMAP_ALIGN: EINVAL: dirty_bitmap is not a multiple of 8
@@ -134,7 +135,8 @@ enum memslot_reason {
 /**
  * enum memslot_strategy - how a commit kept vCPUs from seeing a mixture
  * @MEMSLOT_STRATEGY_NONE: the batch changed nothing
- * @MEMSLOT_STRATEGY_FENCE: vCPUs ran on; page faults in range waited
+ * @MEMSLOT_STRATEGY_FENCE: vCPUs ran on; page faults in the range that the batch
+ *	changes waited
  * @MEMSLOT_STRATEGY_PARK: every vCPU left KVM_RUN with EINTR and waited
  */
 enum memslot_strategy {
@@ -149,8 +151,8 @@ enum memslot_strategy {
  * @MEMSLOT_PARK_REQUESTED: MEMSLOT_COMMIT_PARK was set
  * @MEMSLOT_PARK_SHADOW_PAGING: the VM's page tables are shadowed (npt=0, ept=0)
  * @MEMSLOT_PARK_NESTED: the VM has run a nested guest
- * @MEMSLOT_PARK_UNCOVERS: memory goes away and nothing takes its place, while
- *	a vCPU could start a nested guest
+ * @MEMSLOT_PARK_UNCOVERS: no commit gives this any more: memory that goes away
+ *	without another in its place no longer takes vCPUs out of KVM_RUN
  * @MEMSLOT_PARK_DIRTY_LOG: a last dirty bitmap is asked for, or a slot with a
  *	dirty log is moved, and a vCPU inside KVM_RUN may have written a page that
  *	it is only about to mark
@@ -211,7 +213,7 @@ struct memslot_info {
  * afterwards; the VM lives until this file is closed too.
  *
  * With MEMSLOT_BIND_QUERY_ONLY the VM may be any other process's and of any
- * type; who has its file descriptor may look at its layout.
+ * type: any process that has its file descriptor may look at its layout.
  *
  * Errors: EBADF (vm_fd is not open), EINVAL (not a VM), EBUSY (bound already),
  * EIO (VM of another process, or dead), EOPNOTSUPP (VM type).
@@ -246,8 +248,8 @@ struct memslot_bind {
  *	one bit per page of today's slot; 0 without one
  *
  * A slot that exists may be given any new region and flags.  For a removal
- * @guest_phys_addr and @userspace_addr do not count, nor known @flags.  An entry
- * that equals today's slot is allowed and no work.
+ * @guest_phys_addr, @userspace_addr and known @flags have no meaning.  An entry
+ * that equals today's slot is allowed, and changes nothing.
  *
  * The last dirty bitmap is that of the slot as it was before the commit: bit n
  * says that page n was written since the log was last read or cleared.  It may
@@ -304,8 +306,8 @@ struct memslot_stage {
 /* Bits of memslot_commit.flags */
 #define MEMSLOT_COMMIT_TEST_ONLY	(1U << 0) /* check and report, apply nothing */
 #define MEMSLOT_COMMIT_PARK		(1U << 1) /* park, even where a fence would do */
-#define MEMSLOT_COMMIT_REPLACE_ALL	(1U << 2) /* what is not in the batch goes */
-#define MEMSLOT_COMMIT_IF_GENERATION	(1U << 3) /* only if nobody else changed it */
+#define MEMSLOT_COMMIT_REPLACE_ALL	(1U << 2) /* slots that no entry names go */
+#define MEMSLOT_COMMIT_IF_GENERATION	(1U << 3) /* only if the layout is still that one */
 
 /**
  * struct memslot_commit - ioctl(MEMSLOT_IOC_COMMIT)
@@ -326,12 +328,14 @@ struct memslot_stage {
  *	are moved and have dirty logging switched at once
  * @moved: out: slots with only another guest address
  * @reflagged: out: slots with only dirty logging switched
- * @grace_periods: out: SRCU grace periods waited for: 1, or 0 if nothing changed
+ * @grace_periods: out: SRCU grace periods waited for: 0 if nothing changes, 2 if
+ *	there are @tombstones, else 1; with TEST_ONLY how many it would be
  * @pages_kept: out: pages whose gfn keeps its host address, in slots that change
  * @pages_remapped: out: pages whose gfn got another host address
  * @pages_removed: out: pages whose gfn has no slot any more
  * @pages_added: out: pages whose gfn had no slot before
- * @ns_fenced: out: nanoseconds that page faults in range could not complete
+ * @ns_fenced: out: for how many nanoseconds page faults in the range that the batch
+ *	changes could not complete
  * @generation: out: KVM's generation per address space, after the commit (or
  *	as it is, on failure and with TEST_ONLY); 0 where the caller may not
  *	change the VM, or @flags are unknown
@@ -342,10 +346,18 @@ struct memslot_stage {
  *	whose user slots shall be those of the batch and no others.  0 without
  *	that flag
  * @reserved: must be 0
+ * @tombstones: out: ranges of guest memory without a slot in the new layout that
+ *	vCPUs, while they ran on, found marked as KVM marks a slot that it deletes
+ *	(KVM_MEMSLOT_INVALID), until the first of two grace periods was over; 0
+ *	for a commit that takes no memory away or that parks, and where no guest
+ *	can be a hypervisor (nested=0)
+ * @late_root: out: 1 if the VM's first nested guest got the root of its page tables
+ *	before the first of two grace periods was over; if that root was in memory
+ *	that was going, the commit has dropped it
  *
  * Applies staged and inline entries as one change: every lookup of guest
- * memory finds the old layout or the new one.  On success the batch is empty;
- * on failure nothing has changed and the staged entries are still there.
+ * memory finds the old layout or the new one.  On success the batch is empty
+ * afterwards; on failure nothing has changed, and the staged entries are still there.
  *
  * A reply that can no longer be written is not an error: the commit happened,
  * and 0 is returned.
@@ -355,9 +367,16 @@ struct memslot_stage {
  * changed since, be it by another thread's commit or by KVM's own ioctl.  Any
  * commit gives address space 0 a new generation.
  *
+ * With PARK the commit gives up with EBUSY two seconds after the ioctl began, if
+ * until then it did not get all locks, all vCPUs out of KVM_RUN, and to a moment
+ * without a reader of the old layout.  Where an entry has a @dirty_bitmap, they
+ * begin when earlier calls on the same file have ended.  A commit that finds out by
+ * itself that it has to park has waited for the lock of the VM's slots as long as it
+ * took, as KVM's own ioctl does, and has two seconds from then on.
+ *
  * Errors: those of MEMSLOT_IOC_STAGE, and ENOENT, EEXIST (see enum
- * memslot_reason), EBUSY (vCPUs could not be parked in time), ESTALE,
- * EOPNOTSUPP (the VM is of a kind that this module does not change).
+ * memslot_reason), EBUSY (could not park in time), ESTALE, EOPNOTSUPP (the VM is
+ * of a kind that this module does not change).
  */
 struct memslot_commit {
 	__u32 size;
@@ -384,6 +403,8 @@ struct memslot_commit {
 	__aligned_u64 if_generation[MEMSLOT_MAX_ADDRESS_SPACES];
 	__u32 replace_spaces;
 	__u32 reserved;
+	__u32 tombstones;
+	__u32 late_root;
 };
 #define MEMSLOT_IOC_COMMIT _IO(MEMSLOT_IOC_TYPE, 3)
 
@@ -422,7 +443,9 @@ struct memslot_reset {
  * own.
  *
  * Waits for a commit of another thread, or a change by KVM itself, only from
- * publishing on: for its grace period.
+ * publishing on: for its grace period.  Where KVM deletes or moves a slot it
+ * publishes twice, and waits for readers each time; what it publishes first, with
+ * the slot gone for a while, is never told.
  *
  * Errors: ENOTCONN (not bound), EINVAL (no such address space, entry_size),
  * E2BIG (entry_size), ENOSPC (more slots than @count: nothing was written to

@@ -16,7 +16,8 @@ namespace {
 std::function<int(unsigned long request, void *argument)> answer;
 
 std::size_t allocations;
-bool out_of_memory;
+/* How many allocations succeed before memory runs out */
+std::size_t memory_left = SIZE_MAX;
 
 } // namespace
 
@@ -34,10 +35,11 @@ extern "C" int ioctl(int, unsigned long request, ...) noexcept
 
 void *operator new(std::size_t bytes)
 {
-	void *memory = out_of_memory ? nullptr : std::malloc(bytes ? bytes : 1);
+	void *memory = memory_left ? std::malloc(bytes ? bytes : 1) : nullptr;
 
 	if (!memory)
 		throw std::bad_alloc();
+	memory_left--;
 	allocations++;
 	return memory;
 }
@@ -210,12 +212,12 @@ void query_into_a_copy()
 	now.reserve(100);
 	use(vm);
 	dev.query(now);
-	/* There is room in the kernel's array, but none for slots */
+	/* The copy has no room */
 	memslot::layout copy = now;
 	vm.add(50);
-	out_of_memory = true;
+	memory_left = 0;
 	const auto done = dev.try_query(copy);
-	out_of_memory = false;
+	memory_left = SIZE_MAX;
 	expect(!done && done.error().errnum == ENOMEM);
 	expect(copy.empty() && copy.generation() == 0U);
 	dev.query(copy);
@@ -349,6 +351,8 @@ void commit_answers()
 		arg.ns_fenced = 1ULL << 45;
 		arg.generation[0] = 1ULL << 46;
 		arg.generation[1] = 1ULL << 47;
+		arg.tombstones = 18;
+		arg.late_root = 19;
 		return 0;
 	};
 
@@ -361,6 +365,7 @@ void commit_answers()
 	expect(report.pages_removed == 1ULL << 43 && report.pages_added == 1ULL << 44);
 	expect(report.ns_fenced == std::chrono::nanoseconds(1LL << 45));
 	expect(report.generation[0] == 1ULL << 46 && report.generation[1] == 1ULL << 47);
+	expect(report.tombstones == 18 && report.late_root == 19);
 
 	answer = [](unsigned long, void *argument) {
 		auto &arg = *static_cast<memslot_commit *>(argument);
@@ -487,6 +492,104 @@ void info_answers()
 	expect(info.has(MEMSLOT_STRATEGY_PARK) && !info.has(MEMSLOT_STRATEGY_FENCE));
 }
 
+bool same_entries(const memslot::batch &one, const memslot::batch &other)
+{
+	const auto left = one.entries(), right = other.entries();
+
+	return left.size() == right.size() &&
+	       (left.empty() || std::memcmp(left.data(), right.data(), left.size_bytes()) == 0);
+}
+
+/* Whatever assigns memory fails in turn: what is assigned to is what it was, or all of the other.
+ */
+void assignment_is_whole()
+{
+	memslot::batch big;
+	unsigned int failed = 0;
+
+	for (std::uint32_t slot = 0; slot < 100; slot++)
+		big.remove(99 - slot);
+	for (std::size_t left = 0;; left++) {
+		memslot::batch small;
+		bool done = true;
+
+		small.remove(7);
+		const memslot::batch before = small;
+		memory_left = left;
+		try {
+			small = big;
+		} catch (const std::bad_alloc &) {
+			done = false;
+		}
+		memory_left = SIZE_MAX;
+		expect(same_entries(small, done ? big : before));
+		/* Its order, too: a slot is found again */
+		small.remove(7).remove(8);
+		expect(small.size() == (done ? 100U : 2U));
+		if (done)
+			break;
+		failed++;
+	}
+	expect(failed == 2);
+
+	/* Room that was made stays */
+	memslot::batch roomy;
+
+	roomy.reserve(100);
+	roomy = memslot::batch(big);
+	roomy.reserve(200);
+	roomy = big;
+	memory_left = 0;
+	roomy.remove(1000);
+	memory_left = SIZE_MAX;
+	expect(roomy.size() == 101);
+
+	memslot::batch moved = std::move(roomy);
+
+	/* NOLINTBEGIN(*-use-after-move,clang-analyzer-cplusplus.Move): promised */
+	expect(roomy.empty() && moved.size() == 101);
+	roomy.remove(3);
+	moved = std::move(roomy);
+	expect(roomy.empty() && moved.size() == 1);
+	roomy.remove(5);
+	expect(roomy.size() == 1);
+	/* NOLINTEND(*-use-after-move,clang-analyzer-cplusplus.Move) */
+}
+
+void layout_assignment_is_whole()
+{
+	const memslot::device dev;
+	memslot::layout few, many;
+	fake_vm vm;
+	unsigned int failed = 0;
+
+	use(vm);
+	vm.add(3);
+	dev.query(few);
+	vm.add(50);
+	dev.query(many);
+	for (std::size_t left = 0;; left++) {
+		memslot::layout now = few;
+		bool done = true;
+
+		memory_left = left;
+		try {
+			now = many;
+		} catch (const std::bad_alloc &) {
+			done = false;
+		}
+		memory_left = SIZE_MAX;
+		expect(now.size() == (done ? 53U : 3U));
+		expect(now.generation() == (done ? many : few).generation());
+		dev.query(now);
+		expect(now.size() == 53);
+		if (done)
+			break;
+		failed++;
+	}
+	expect(failed == 1);
+}
+
 } // namespace
 
 int main()
@@ -502,5 +605,7 @@ int main()
 	commit_if_generation();
 	bind_options();
 	info_answers();
+	assignment_is_whole();
+	layout_assignment_is_whole();
 	return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }
