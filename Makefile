@@ -92,6 +92,10 @@ kselftest: setup include ## build the kernel selftests
 	@set -e; source=$$(scripts/kernels.py source $(KERNEL_MIN)); \
 	$(MAKE) $(jobs) --no-print-directory -C tests/kselftest LINUX_SOURCE=$$source
 
+.PHONY: qemu
+qemu: setup include ## build a QEMU with the patches of contrib/qemu, and say how it is started
+	@scripts/patched_qemu.py
+
 .PHONY: vm
 vm: module tools guests benchmarks kselftest ## open a shell in a test VM with the module loaded
 	@vmtest/run --kernel $(KERNEL) --module --shell
@@ -112,7 +116,7 @@ test: export WERROR := -Werror
 PYTEST_WORKERS ?= $(shell nproc)
 
 .PHONY: test
-test: modules tools guests benchmarks kselftest ## build everything and run the tests
+test: modules tools guests benchmarks kselftest qemu ## build everything and run the tests
 	@$(PYTHON) -m pytest -o cache_dir=$(BUILD)/pytest -n $(PYTEST_WORKERS) --dist loadgroup $(KERNELS:%=--kernel %) \
 		$(BRIEF_KERNELS:%=--brief-kernel %) $(VENDORS:%=--vendor %) $(BRIEF_VENDORS:%=--brief-vendor %) \
 		$(PYTEST_ARGS) tests

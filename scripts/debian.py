@@ -124,10 +124,10 @@ def mirrors() -> dict[str, str]:
     return found
 
 
-def sources(suites: Sequence[str], options: str = "") -> str:
+def sources(suites: Sequence[str], options: str = "", kind: str = "deb") -> str:
     """The sources.list for suites of Debian; updates for security only if this machine has a source of them."""
     labels = [(suite, "Debian-Security" if suite.endswith("-security") else "Debian") for suite in suites]
-    lines = [f"deb {options}{mirrors()[label]} {suite} main\n" for suite, label in labels if label in mirrors()]
+    lines = [f"{kind} {options}{mirrors()[label]} {suite} main\n" for suite, label in labels if label in mirrors()]
     return "".join(lines)
 
 
@@ -177,6 +177,18 @@ class Index:
             return self._cache[name].version_list
         except KeyError:
             return []
+
+    def source_offers(self, name: str, pattern: str = ".*") -> list[Offer]:
+        """The versions of a source package that match, newest first."""
+        import apt_pkg
+
+        found, records = [], apt_pkg.SourceRecords()
+        while records.lookup(name):
+            size = sum(file.size for file in records.files)
+            if re.fullmatch(pattern, records.version):
+                found.append(Offer(f"{name} {records.version}", (f"{name}={records.version}",), size=size))
+        by_version = {offer.packages[0].partition("=")[2]: offer for offer in found}
+        return [by_version[version] for version in newest_first(by_version)]
 
     def offer(self, what: str, wanted: Sequence[tuple[str, str]], parts: str) -> Offer:
         """Packages (name and version), and those that they depend on as far as their names match a pattern."""
@@ -236,10 +248,12 @@ def _reason(error: DebianError) -> str:
 class Apt:
     """The packages of Debian's suites, by an apt configuration of the project's own: the machine's is left as it is."""
 
+    kind = "deb"
+
     def __init__(self, *suites: str) -> None:
         self._suites = suites
         self._all = CACHE / "apt"
-        self._own = self._all / "+".join(suites)
+        self._own = self._all / "+".join(suites if self.kind == "deb" else (self.kind, *suites))
 
     def _settings(self) -> dict[str, str]:
         return {
@@ -266,7 +280,8 @@ class Apt:
     def _configure(self) -> None:
         for directory in (self._all / "lists", self._own / "archives"):
             (directory / "partial").mkdir(parents=True, exist_ok=True)
-        (self._own / "sources.list").write_text(sources(self._suites, f"[arch=amd64 signed-by={KEYRING}] "))
+        lines = sources(self._suites, f"[arch=amd64 signed-by={KEYRING}] ", self.kind)
+        (self._own / "sources.list").write_text(lines)
 
     def index(self) -> Index:
         """What the package lists say; there may be none."""
@@ -334,6 +349,19 @@ class Apt:
             reasons.append(f"apt-get update: {stale}")
         text = "\n".join(f"  {reason}" for reason in reasons) or "  nothing of that name is there"
         raise DebianError(f"{what} cannot be had from Debian's {' and '.join(self._suites)}:\n{text}\n{advice}")
+
+
+class SourceApt(Apt):
+    """The same for source packages; a new directory has their files, with Debian's patches."""
+
+    kind = "deb-src"
+
+    def _unpack(self, offer: Offer, into: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=into.parent, prefix=".source-") as directory:
+            self._run("source", "--download-only", *offer.packages, cwd=Path(directory))
+            (description,) = Path(directory).glob("*.dsc")
+            # apt has held what it downloaded against the archive's signed lists
+            output(["dpkg-source", "--no-check", "-x", str(description), str(into)])
 
 
 def patiently(what: str, action: Callable[[], object]) -> None:

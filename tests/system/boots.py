@@ -23,31 +23,25 @@ import subprocess
 import tempfile
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-QEMU = [
-    "qemu-system-x86_64",
-    "--overcommit", "cpu-pm=on",
-    "-smp", "4",
-    "-accel", "kvm",
-    "-m", "128",
-    "-display", "none",
-    "-net", "none",
-]  # fmt: skip
+# What comes after QEMU's own words.
+MACHINE = ["--overcommit", "cpu-pm=on", "-m", "128", "-display", "none", "-net", "none"]
 LAST_WORDS = b"No bootable device."
 KVM_GAVE_UP = b"KVM internal error"
 POLL_SECONDS = 0.05
 TELL_SECONDS = 2.0
 
 
-def boot(prefix: list[str], patience: float, folder: Path) -> tuple[str, float, str]:
-    """One boot: its outcome, its seconds, and what QEMU said.
+def boot(qemu_words: Sequence[str], patience: float, folder: Path) -> tuple[str, float, str]:
+    """One boot of the QEMU that some words start: its outcome, its seconds, and what it said.
 
     It may take as long as it gets on: patience is for how long the firmware may say nothing new, in seconds.
     """
     firmware, said = folder / "firmware", folder / "qemu"
-    command = [*prefix, *QEMU, "-monitor", "none", "-serial", "none", "-debugcon", f"file:{firmware}"]
+    command = [*qemu_words, *MACHINE, "-monitor", "none", "-serial", "none", "-debugcon", f"file:{firmware}"]
     command += ["-global", "isa-debugcon.iobase=0x402"]
     start = moved = told = time.monotonic()
     words = b""
@@ -104,7 +98,7 @@ def main() -> None:
             folder = Path(name)
             stats = folder / "stats.json"
             prefix = [arguments.memslot_run, f"--stats={stats}", "--"] if arguments.memslot_run else []
-            outcome, seconds, said = boot(prefix, patience, folder)
+            outcome, seconds, said = boot([*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"], patience, folder)
             result: dict[str, Any] = {"outcome": outcome, "seconds": round(seconds, 3)}
             if arguments.memslot_run:
                 result["memslot"] = json.loads(stats.read_text())

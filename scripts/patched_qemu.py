@@ -1,0 +1,246 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Builds Debian 13's QEMU with the patches of contrib/qemu, in the project's cache: `make qemu`.
+
+The source package, and what builds it that this machine's Debian has too old, are unpacked below .cache/patched-qemu/.
+The program has KVM and the devices that the tests need, and little else, so that two processors build it in minutes;
+it runs with the firmware of this machine's QEMU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian import CACHE, PROJECT, SETUP, Apt, DebianError, Index, Offer, SourceApt, locked, output, progress, release, replacement
+
+PATCHES = PROJECT / "contrib" / "qemu"
+HOME = CACHE / "patched-qemu"
+INCLUDE = PROJECT / "build" / "include"
+# Besides what scripts/setup installs in any case.
+PACKAGES = ("libglib2.0-dev", "libpixman-1-dev", "ninja-build", "python3-venv")
+
+SUITE = "trixie"
+# What the patches are for.
+SERIES = r"1:10\.0\..*"
+# Where the newest one is looked for that they apply to, too.
+NEWEST_SUITES = ("sid", "trixie-backports", "trixie")
+# QEMU asks for 1.5.
+MESON_SUITE = "bookworm-backports"
+
+DEVICES = (
+    "I440FX", "Q35", "VGA_PCI", "VIRTIO_PCI", "VIRTIO_MEM", "VIRTIO_BLK", "TEST_DEVICES", "IVSHMEM_DEVICE", "E1000_PCI",
+    "ISA_DEBUG", "EDU",
+)  # fmt: skip
+
+CONFIGURE = (
+    "--target-list=x86_64-softmmu", "--without-default-features", "--enable-kvm", "--enable-pixman", "--disable-tcg",
+    "--disable-docs", "--disable-tools", "--disable-guest-agent", "--disable-user", "--audio-drv-list=",
+    "--disable-install-blobs", "--disable-debug-info", "--disable-download", "--without-default-devices",
+    "--with-devices-x86_64=minimal", "--enable-trace-backends=log", "-Doptimization=1", "--python=/usr/bin/python3",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PatchedQEMU:
+    """A QEMU that commits its memory transactions through /dev/memslot."""
+
+    program: Path
+
+    @property
+    def command(self) -> list[str]:
+        """How it is started, with the firmware of the machine's own QEMU."""
+        return [str(self.program), "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
+
+
+def patches() -> list[Path]:
+    """The series, in order."""
+    return sorted(PATCHES.glob("0*.patch"))
+
+
+def apply(source: Path) -> None:
+    """Applies the series to QEMU's sources; DebianError, which names the patch, if one does not fit."""
+    for patch in patches():
+        done = subprocess.run(
+            ["patch", "--strip=1", "--fuzz=0", "--no-backup-if-mismatch", "--input", str(patch)],
+            cwd=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise DebianError(f"{patch.name} does not apply to {source.name}:\n{done.stdout.strip()}")
+
+
+def newest() -> tuple[Path, str]:
+    """What the series changes, of the newest source of QEMU that Debian hands out, and its version."""
+    target = HOME / "newest"
+    names = sorted({name for patch in patches() for name in files(patch)})
+    stamp = target / ".version"
+    wanted = "".join(f"{name}\n" for name in names)
+    with locked(HOME):
+        if not stamp.exists() or (target / ".names").read_text() != wanted:
+            with replacement(target) as new, tempfile.TemporaryDirectory(dir=HOME, prefix=".newest-") as directory:
+                version = _newest_source(Path(directory) / "qemu")
+                for name in names:
+                    if (Path(directory) / "qemu" / name).exists():
+                        (new / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy(Path(directory) / "qemu" / name, new / name)
+                (new / ".names").write_text(wanted)
+                (new / ".version").write_text(version)
+    return target, stamp.read_text()
+
+
+def _newest_source(into: Path) -> str:
+    """Unpacks it; an index may well name sources that the archive does not have."""
+    found = SourceApt(*NEWEST_SUITES)
+    reasons: list[str] = []
+    versions: list[str] = []
+
+    def choose(index: Index) -> list[Offer]:
+        offers = index.source_offers("qemu")
+        versions[:] = [offer.what for offer in offers]
+        return [offer for offer in offers if offer.what not in reasons][:1]
+
+    while not versions or set(versions) - set(reasons):
+        try:
+            return found.fetch("the newest QEMU's source", choose, into).what
+        except DebianError:
+            reasons.append(next(version for version in versions if version not in reasons) if versions else "")
+            if not versions:
+                raise
+    raise DebianError(f"Debian's archive has the source of no QEMU; its lists name {', '.join(versions)}")
+
+
+def source_offers(index: Index) -> list[Offer]:
+    return index.source_offers("qemu", SERIES)
+
+
+def _archive() -> tuple[Path, str]:
+    """QEMU's source without our patches, and its version; downloads it where it is missing."""
+    target = HOME / "unpatched"
+    stamp = target / ".version"
+    if not stamp.exists():
+        with replacement(target) as new:
+            found = SourceApt(SUITE).fetch("QEMU's source", source_offers, new)
+            (new / ".version").write_text(found.what)
+    return target, stamp.read_text()
+
+
+def _meson() -> list[Path]:
+    """Where python finds a meson that is new enough, if that is not its own."""
+    found = re.match(r"(\d+)\.(\d+)", subprocess.run(["meson", "--version"], capture_output=True, text=True).stdout) \
+        if shutil.which("meson") else None  # fmt: skip
+    if found and (int(found[1]), int(found[2])) >= (1, 5):
+        return []
+    target = HOME / "meson"
+    if not target.exists():
+        suite = MESON_SUITE if release() == "bookworm" else release()
+        with replacement(target) as root:
+            Apt(suite).fetch("meson", lambda index: [index.offer(f"meson {v}", [("meson", v)], "") for v in index.versions("meson")], root)
+    return [target / "usr" / "lib" / "python3" / "dist-packages"]
+
+
+def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
+    """Runs a step of the build, of which only progress is shown, and the end of what it said if it fails."""
+    shown = -1
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        said: list[str] = []
+        for line in process.stdout:
+            said.append(line)
+            step = re.match(r"\[(\d+)/(\d+)\]", line)
+            tenth = int(step[1]) * 10 // int(step[2]) if step else 0
+            if tenth > shown and step:
+                shown = tenth
+                progress(f"building QEMU: {step[1]} of {step[2]} steps")
+    if process.returncode:
+        raise DebianError(f"{command[0]} failed with status {process.returncode}:\n{''.join(said[-40:]).strip()}")
+
+
+def _configured(version: str) -> str:
+    """What a build directory depends on that ninja does not see."""
+    return hashlib.sha256(repr((version, DEVICES, CONFIGURE, str(HOME))).encode()).hexdigest()
+
+
+def _patched() -> str:
+    digest = hashlib.sha256()
+    for patch in patches():
+        digest.update(patch.read_bytes())
+    digest.update((PROJECT / "uapi" / "linux" / "memslot.h").read_bytes())
+    return digest.hexdigest()
+
+
+def _build() -> Path:
+    unpatched, version = _archive()
+    source, build, stamp = HOME / "source", HOME / "build", HOME / "stamp"
+    program = build / "qemu-system-x86_64"
+    wanted = f"{_configured(version)} {_patched()}\n"
+    if stamp.exists() and stamp.read_text() == wanted and program.exists():
+        return program
+    if subprocess.run([str(SETUP), *PACKAGES], check=False).returncode:
+        raise DebianError("packages that build QEMU are missing, see above")
+    output(["make", "--silent", "-C", str(PROJECT), "include"])
+
+    # Files keep the archive's times, so ninja builds anew what the patches change, and what they no longer do.
+    changed = {line for patch in (HOME / "patched").glob("*.patch") for line in files(patch)}
+    if not source.exists() or not stamp.exists() or stamp.read_text().split()[0] != _configured(version):
+        for old in (source, build):
+            shutil.rmtree(old, ignore_errors=True)
+        output(["cp", "-a", str(unpatched), str(source)])
+    for name in changed:
+        (source / name).unlink(missing_ok=True)
+        if (unpatched / name).exists():
+            shutil.copyfile(unpatched / name, source / name)
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(HOME / "patched", ignore_errors=True)
+    (HOME / "patched").mkdir()
+    for patch in patches():
+        shutil.copy(patch, HOME / "patched")
+    apply(source)
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _meson()))}
+    devices = "".join(f"CONFIG_{name}=y\n" for name in DEVICES)
+    (source / "configs" / "devices" / "x86_64-softmmu" / "minimal.mak").write_text(devices)
+    if not (build / "build.ninja").exists():
+        progress(f"configuring {version} with {len(patches())} patches; building it takes about six minutes, once")
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir()
+        _run([str(source / "configure"), *CONFIGURE, f"--extra-cflags=-I{INCLUDE}"], build, environment)
+    _run(["ninja", f"-j{len(os.sched_getaffinity(0))}", program.name], build, environment)
+    stamp.write_text(wanted)
+    return program
+
+
+def files(patch: Path) -> list[str]:
+    """The files that a patch changes or makes."""
+    return re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.M)
+
+
+def patched_qemu() -> PatchedQEMU:
+    """The program, after building it if it is not in the cache."""
+    with locked(HOME):
+        return PatchedQEMU(_build())
+
+
+def main() -> int:
+    """For make: builds it, and says where it is."""
+    if sys.argv[1:]:
+        print("usage: patched_qemu.py", file=sys.stderr)
+        return 2
+    try:
+        print(*patched_qemu().command)
+    except DebianError as error:
+        print(f"patched_qemu.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What can happen to the memory of a guest, one thing after the other; the guest is asked what it sees of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+from qemu_process import Json, Machine, Stuck
+
+PLUGGED = 128 << 20
+# Bytes by which the guest's MemTotal may differ from what is plugged
+COUNTED_APART = 4 << 20
+
+
+def total_memory(machine: Machine) -> int:
+    """MemTotal of the guest, in bytes."""
+    return int(machine.shell("grep MemTotal /proc/meminfo").split()[1]) << 10
+
+
+def wait_for_memory(machine: Machine, condition: Callable[[int], bool]) -> int:
+    deadline = time.monotonic() + machine.timeout
+    while not condition(total := total_memory(machine)):
+        if time.monotonic() > deadline:
+            raise Stuck(f"memory of the guest: {total >> 20} MiB")
+        time.sleep(0.2)
+    return total
+
+
+def dimm(machine: Machine) -> Json:
+    before = total_memory(machine)
+    machine.qmp("object-add", qom_type="memory-backend-ram", id="memory0", size=PLUGGED)
+    machine.qmp("device_add", driver="pc-dimm", id="dimm0", memdev="memory0")
+    plugged = wait_for_memory(machine, lambda now: now >= before + PLUGGED // 2)
+    machine.qmp("device_del", id="dimm0")
+
+    def gone() -> bool:
+        return all(device["data"].get("id") != "dimm0" for device in machine.qmp("query-memory-devices"))
+
+    machine.until(gone, "unplugging")
+    machine.qmp("object-del", id="memory0")
+    return {"plugged": plugged - before, "after": total_memory(machine) - before}
+
+
+def resize(machine: Machine, before: int, size: int) -> int:
+    """What the guest has more than before, once the device and the guest agree."""
+    path = "/machine/peripheral/resized"
+    machine.qmp("qom-set", path=path, property="requested-size", value=size)
+    machine.until(lambda: machine.qmp("qom-get", path=path, property="size") == size, f"virtio-mem at {size >> 20} MiB")
+    # The device has plugged a block before the guest counts it
+    return wait_for_memory(machine, lambda now: abs(now - before - size) <= COUNTED_APART) - before
+
+
+def virtio_mem(machine: Machine) -> Json:
+    before = total_memory(machine)
+    return {"grown_by": [resize(machine, before, size) for size in (PLUGGED, 2 * PLUGGED, PLUGGED // 2, 0)]}
+
+
+def busy(machine: Machine) -> None:
+    """The guest writes its memory from now on, until rest()."""
+    machine.shell("{ (while :; do dd if=/dev/urandom of=/busy bs=64k count=4; done) >/dev/null 2>&1 & }; writer=$!")
+
+
+def rest(machine: Machine) -> None:
+    machine.shell("kill $writer; wait $writer")
+
+
+def migrate(machine: Machine, uri: str) -> str:
+    """How a migration ended."""
+    machine.qmp("migrate", uri=uri)
+    statuses: list[str] = []
+
+    def ended() -> bool:
+        statuses.append(machine.qmp("query-migrate").get("status", ""))
+        return statuses[-1] in ("completed", "failed", "cancelled")
+
+    machine.until(ended, "the migration")
+    return statuses[-1]
+
+
+def migration(machine: Machine) -> Json:
+    busy(machine)
+    status = migrate(machine, "exec:cat >/dev/null")
+    if status == "completed":
+        machine.qmp("cont")
+    rest(machine)
+    return {"status": status}
+
+
+# The memory of ivshmem-plain is its BAR 2, whose two words begin at 0x18 of the configuration space.
+BAR_SIZE = 1 << 20
+BAR_PLACES = (0xD0000000, 0xD1000000)
+# One line each: the console's echo of a second one could come in the middle of what the first one says.
+FIND_BAR = "for d in /sys/bus/pci/devices/*; do grep -q 0x1110 $d/device && bar=$d; done; echo 1 > $bar/enable"
+DEFINE_MOVE = r"""move() { printf "$1\000\000\000\000" | dd of=$bar/config bs=8 seek=3 count=1 conv=notrunc 2>/dev/null; }"""
+
+
+def define_move(machine: Machine) -> None:
+    """From now on the guest's shell has a command that moves the device's memory."""
+    machine.shell(FIND_BAR)
+    machine.shell(DEFINE_MOVE)
+
+
+def _words(place: int) -> str:
+    """A BAR's lower word for printf(1), with the flags of a prefetchable one of 64 bits."""
+    return "".join(f"\\{byte:03o}" for byte in (place | 0xC).to_bytes(4, "little"))
+
+
+def move_bar(machine: Machine) -> Json:
+    """The guest moves its device's memory to and fro; each time it finds there what it wrote at the other place."""
+    define_move(machine)
+    found, wanted = [], []
+    machine.shell(f"move '{_words(BAR_PLACES[0])}'")
+    for turn in range(8):
+        here, there = BAR_PLACES[turn % 2], BAR_PLACES[1 - turn % 2]
+        at = turn * 0x5000
+        machine.shell(f"devmem {here + at:#x} 32 {0xC0FFEE00 + turn:#x}; move '{_words(there)}'")
+        wanted += [0xC0FFEE00 + turn, 0]
+        said = machine.shell(f"devmem {there + at:#x}; devmem {here + at:#x}")
+        found += [int(word, 16) for word in said.split()]
+    return {"found": found, "wanted": wanted}
+
+
+def restless_bar(machine: Machine) -> None:
+    """From now on the guest moves its device's memory, and writes to a page of it in between; until still_bar()."""
+    define_move(machine)
+    turns = "; ".join(
+        f"move '{_words(place)}'; devmem $(({place:#x} + (n + {step}) % 256 * 4096)) 32 $n"
+        for step, place in enumerate(BAR_PLACES)
+    )
+    machine.shell(f"(n=0; while :; do n=$((n + 2)); {turns}; done) >/dev/null 2>&1 & mover=$!")
+
+
+def still_bar(machine: Machine) -> None:
+    machine.shell("kill $mover; wait $mover")
+
+
+def _saved(machine: Machine, start: int, size: int) -> bytes:
+    file = machine.folder / "memory"
+    machine.qmp("pmemsave", val=start, size=size, filename=str(file))
+    return file.read_bytes()
+
+
+def _bar_place(machine: Machine) -> int:
+    """Where the device's memory is now."""
+    for bus in machine.qmp("query-pci"):
+        for device in bus["devices"]:
+            for region in device["regions"]:
+                if device["id"]["device"] == 0x1110 and region["bar"] == 2:
+                    return region["address"]  # type: ignore[no-any-return]
+    raise Stuck("there is no ivshmem device")
+
+
+CHUNK, PAGE = 32 << 20, 4096
+
+
+def transfer(machine: Machine) -> Json:
+    """Migrates the guest, which writes and moves its device's memory, and compares page by page what has arrived.
+
+    The destination does not run.  The source goes on afterwards, as if its migration had failed at the very end.
+    """
+    folder = machine.folder / "destination"
+    folder.mkdir()
+    shared = folder / "migration"
+    variables = [word.replace(str(machine.folder), str(folder)) for word in machine.command]
+    destination = Machine([*variables, "-S", "-incoming", "defer"], folder, machine.timeout)
+    try:
+        destination.begin()
+        destination.qmp("migrate-incoming", uri=f"unix:{shared}")
+        busy(machine)
+        restless_bar(machine)
+        status = migrate(machine, f"unix:{shared}")
+        destination.until(lambda: destination.qmp("query-status")["status"] == "paused", "what is migrated")
+        bar = _bar_place(machine)
+        assert bar == _bar_place(destination)
+        # pc's and q35's memory below the hole for PCI; then the device's
+        ranges = [(0, 0xA0000), *((at, CHUNK) for at in range(1 << 20, (256 << 20) - CHUNK, CHUNK)), (bar, BAR_SIZE)]
+        pages, differ = 0, []
+        for start, size in ranges:
+            ours, theirs = _saved(machine, start, size), _saved(destination, start, size)
+            pages += size // PAGE
+            if ours != theirs:
+                differ += [start + at for at in range(0, size, PAGE) if ours[at : at + PAGE] != theirs[at : at + PAGE]]
+    finally:
+        destination.end()
+    machine.qmp("cont")
+    still_bar(machine)
+    rest(machine)
+    return {"status": status, "pages": pages, "differ": differ}
+
+
+def dirty_rate(machine: Machine) -> Json:
+    """Measures how much the guest writes while the device's memory moves; what it writes there counts, too."""
+    busy(machine)
+    restless_bar(machine)
+    rates = []
+    for _ in range(3):
+        machine.qmp("calc-dirty-rate", calc_time=1, mode="dirty-bitmap")
+        machine.until(lambda: machine.qmp("query-dirty-rate")["status"] == "measured", "the dirty rate")
+        rates.append(machine.qmp("query-dirty-rate")["dirty-rate"])
+    still_bar(machine)
+    rest(machine)
+    return {"rates": rates}
+
+
+ACTIONS: dict[str, Callable[[Machine], Json]] = {
+    "dimm": dimm,
+    "virtio-mem": virtio_mem,
+    "migration": migration,
+    "bar": move_bar,
+    "dirty-rate": dirty_rate,
+    "transfer": transfer,
+}
