@@ -31,7 +31,7 @@ tools := $(patsubst %/Makefile,%,$(wildcard tools/*/Makefile))
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, QUICK, BATCHES, MUTATION, FUZZ_SECONDS, SOAK, CALLS, SEED;"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, QUICK, BOOTS, BATCHES, MUTATION, FUZZ_SECONDS, SOAK, CALLS, SEED;"
 	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\", VENDORS=\"$(VENDORS)\" in full,"
 	@echo "BRIEF_VENDORS=\"$(BRIEF_VENDORS)\";"
 	@echo "for install: PREFIX=$(PREFIX), DESTDIR):"
@@ -93,7 +93,7 @@ kselftest: setup include ## build the kernel selftests
 	$(MAKE) $(jobs) --no-print-directory -C tests/kselftest LINUX_SOURCE=$$source
 
 .PHONY: qemu
-qemu: setup include ## build a QEMU with the patches of contrib/qemu, and say how it is started
+qemu: setup ## build a QEMU with the patches of contrib/qemu, and say how it is started
 	@scripts/patched_qemu.py
 
 .PHONY: vm
@@ -108,6 +108,13 @@ demo: module memslot-run guests benchmarks ## show what the module does, in a te
 bench: module benchmarks ## compare with KVM's own ioctl, and with pausing in userspace
 	@$(PYTHON) bench/one_slot.py --kernel $(KERNEL)
 	@$(PYTHON) bench/parking.py --kernel $(KERNEL)
+
+# Of each QEMU, for each number of vCPUs
+BOOTS ?= 50
+
+.PHONY: bench-qemu
+bench-qemu: module memslot-run qemu ## compare what boots of four QEMUs spend in changes of memslots; BOOTS=50
+	@$(PYTHON) bench/boot_commits.py --kernel $(KERNEL) --boots $(BOOTS)
 
 # What the project builds for itself must be without warnings
 test: export WERROR := -Werror

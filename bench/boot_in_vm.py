@@ -56,12 +56,10 @@ class Trace:
     """The events of one boot, in a trace buffer of its own."""
 
     def __init__(self) -> None:
-        self._probes = TRACING / "kprobe_events"
-        known = self._probes.read_text()
-        for probe in PROBES:
-            if probe.split()[0] not in known:
-                with self._probes.open("a") as file:
-                    file.write(probe + "\n")
+        probes = TRACING / "kprobe_events"
+        # A boot before this one may have set them
+        if GROUP not in probes.read_text():
+            probes.write_text("".join(f"{probe}\n" for probe in PROBES))
         self._buffer = TRACING / "instances" / GROUP
         self._buffer.mkdir(exist_ok=True)
         (self._buffer / "buffer_size_kb").write_text("16384")

@@ -22,8 +22,9 @@ from pathlib import Path
 from debian import CACHE, PROJECT, SETUP, Apt, DebianError, Index, Offer, SourceApt, locked, output, progress, release, replacement
 
 PATCHES = PROJECT / "contrib" / "qemu"
-HOME = CACHE / "patched-qemu"
-INCLUDE = PROJECT / "build" / "include"
+# The build directory has it in it: a cache that several checkouts have a link to is one.
+HOME = CACHE.resolve() / "patched-qemu"
+HEADER = PROJECT / "uapi" / "linux" / "memslot.h"
 # Besides what scripts/setup installs in any case.
 PACKAGES = ("libglib2.0-dev", "libpixman-1-dev", "ninja-build", "python3-venv")
 
@@ -173,46 +174,52 @@ def _patched() -> str:
     digest = hashlib.sha256()
     for patch in patches():
         digest.update(patch.read_bytes())
-    digest.update((PROJECT / "uapi" / "linux" / "memslot.h").read_bytes())
+    digest.update(HEADER.read_bytes())
     return digest.hexdigest()
+
+
+def _patch(unpatched: Path, source: Path) -> None:
+    """Makes the sources with the series anew.
+
+    Files keep the archive's times, by which ninja knows what it has built: what this series or an earlier one changes
+    gets a new time, also where the change is gone.
+    """
+    touched = HOME / "touched"
+    names = set(touched.read_text().split() if touched.exists() else [])
+    names.update(name for patch in patches() for name in files(patch))
+    touched.write_text("\n".join(sorted(names)))
+    shutil.rmtree(source, ignore_errors=True)
+    output(["cp", "-a", str(unpatched), str(source)])
+    apply(source)
+    for name in names:
+        if (source / name).exists():
+            (source / name).touch()
+    devices = "".join(f"CONFIG_{name}=y\n" for name in DEVICES)
+    (source / "configs" / "devices" / "x86_64-softmmu" / "minimal.mak").write_text(devices)
 
 
 def _build() -> Path:
     unpatched, version = _archive()
-    source, build, stamp = HOME / "source", HOME / "build", HOME / "stamp"
+    source, build, stamp, configured = (HOME / name for name in ("source", "build", "stamp", "configured"))
     program = build / "qemu-system-x86_64"
     wanted = f"{_configured(version)} {_patched()}\n"
     if stamp.exists() and stamp.read_text() == wanted and program.exists():
         return program
     if subprocess.run([str(SETUP), *PACKAGES], check=False).returncode:
         raise DebianError("packages that build QEMU are missing, see above")
-    output(["make", "--silent", "-C", str(PROJECT), "include"])
-
-    # Files keep the archive's times, so ninja builds anew what the patches change, and what they no longer do.
-    changed = {line for patch in (HOME / "patched").glob("*.patch") for line in files(patch)}
-    if not source.exists() or not stamp.exists() or stamp.read_text().split()[0] != _configured(version):
-        for old in (source, build):
-            shutil.rmtree(old, ignore_errors=True)
-        output(["cp", "-a", str(unpatched), str(source)])
-    for name in changed:
-        (source / name).unlink(missing_ok=True)
-        if (unpatched / name).exists():
-            shutil.copyfile(unpatched / name, source / name)
     stamp.unlink(missing_ok=True)
-    shutil.rmtree(HOME / "patched", ignore_errors=True)
-    (HOME / "patched").mkdir()
-    for patch in patches():
-        shutil.copy(patch, HOME / "patched")
-    apply(source)
-
+    include = HOME / "include" / "linux"
+    include.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(HEADER, include / HEADER.name)
+    _patch(unpatched, source)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _meson()))}
-    devices = "".join(f"CONFIG_{name}=y\n" for name in DEVICES)
-    (source / "configs" / "devices" / "x86_64-softmmu" / "minimal.mak").write_text(devices)
-    if not (build / "build.ninja").exists():
+    if not configured.exists() or configured.read_text() != _configured(version):
         progress(f"configuring {version} with {len(patches())} patches; building it takes about six minutes, once")
+        configured.unlink(missing_ok=True)
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
-        _run([str(source / "configure"), *CONFIGURE, f"--extra-cflags=-I{INCLUDE}"], build, environment)
+        _run([str(source / "configure"), *CONFIGURE, f"--extra-cflags=-I{include.parent}"], build, environment)
+        configured.write_text(_configured(version))
     _run(["ninja", f"-j{len(os.sched_getaffinity(0))}", program.name], build, environment)
     stamp.write_text(wanted)
     return program

@@ -18,6 +18,7 @@ import bochs
 import debian
 import emulator
 import kernels
+import patched_qemu
 import pytest
 import roots
 from debian import Apt, DebianError, Index, Offer
@@ -104,6 +105,79 @@ def archive(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Arc
     made = Archive(tmp_path / "archive")
     monkeypatch.setattr(debian, "sources", lambda *_: f"deb [trusted=yes arch=amd64] copy:{made.directory} ./\n")
     return made
+
+
+class SourceArchive(Archive):
+    """The same for source packages, of which some are listed only."""
+
+    def publish_sources(self, listed: Iterable[str], there: Iterable[str]) -> None:
+        """Versions of qemu's; the archive has the files of some."""
+        records = []
+        for version in listed:
+            stem = f"qemu_{version.partition(':')[2]}"
+            files = {}
+            if version in there:
+                tree = self.directory / "qemu"
+                (tree / "debian" / "source").mkdir(parents=True)
+                (tree / "debian" / "source" / "format").write_text("3.0 (native)\n")
+                (tree / "debian" / "control").write_text(
+                    "Source: qemu\nMaintainer: nobody\n\nPackage: qemu\nArchitecture: all\nDescription: made for a test\n"
+                )
+                (tree / "debian" / "changelog").write_text(
+                    f"qemu ({version}) test; urgency=low\n\n  * A test.\n\n -- nobody <a@b>  Sat, 28 Nov 2026 22:00:00 +0000\n"
+                )
+                (tree / "VERSION").write_text(version)
+                subprocess.run(["dpkg-source", "-b", "qemu"], cwd=self.directory, check=True, capture_output=True)
+                shutil.rmtree(tree)
+                files = {name: (self.directory / name).read_bytes() for name in (f"{stem}.dsc", f"{stem}.tar.xz")}
+            else:
+                files = {f"{stem}.dsc": b"not there", f"{stem}.tar.xz": b"not there"}
+            sums = "".join(f"\n {hashlib.sha256(data).hexdigest()} {len(data)} {name}" for name, data in files.items())
+            records.append(f"Package: qemu\nBinary: qemu\nVersion: {version}\nDirectory: .\nFormat: 3.0 (native)\nChecksums-Sha256:{sums}\n")
+        lists = "\n".join(records).encode()
+        (self.directory / "Sources").write_bytes(lists)
+        digest = hashlib.sha256(lists).hexdigest()
+        (self.directory / "Release").write_text(f"Date: Sat, 28 Nov 2026 22:00:00 UTC\nSHA256:\n {digest} {len(lists)} Sources\n")
+
+
+@pytest.fixture
+def source_archive(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> SourceArchive:
+    made = SourceArchive(tmp_path / "sources")
+    monkeypatch.setattr(debian, "sources", lambda *_: f"deb-src [trusted=yes] copy:{made.directory} ./\n")
+    monkeypatch.setattr(patched_qemu, "HOME", cache / "patched-qemu")
+    patched_qemu.HOME.mkdir()
+    return made
+
+
+def test_qemu_of_the_series(source_archive: SourceArchive) -> None:
+    """The newest of the version that the patches are for, whatever else there is."""
+    versions = ["1:10.0.9+ds", "1:10.0.13+ds", "1:10.2.2+ds"]
+    source_archive.publish_sources(versions, versions)
+    unpacked, version = patched_qemu._archive()
+    assert version == "qemu 1:10.0.13+ds"
+    assert (unpacked / "VERSION").read_text() == "1:10.0.13+ds"
+
+
+def test_no_qemu_of_the_series(source_archive: SourceArchive) -> None:
+    source_archive.publish_sources(["1:10.2.2+ds"], ["1:10.2.2+ds"])
+    with pytest.raises(DebianError, match="QEMU's source cannot be had"):
+        patched_qemu._archive()
+    assert not (patched_qemu.HOME / "unpatched").exists()
+
+
+def test_newest_qemu_is_listed_only(source_archive: SourceArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on 29 November 2026: the lists name two sources of 11.1, and the archive has neither."""
+    monkeypatch.setattr(patched_qemu, "files", lambda _: ["VERSION"])
+    source_archive.publish_sources(["1:10.2.2+ds", "1:11.1.2+ds", "1:11.1.3+ds"], ["1:10.2.2+ds"])
+    newest, version = patched_qemu.newest()
+    assert version == "qemu 1:10.2.2+ds"
+    assert (newest / "VERSION").read_text() == "1:10.2.2+ds"
+
+
+def test_no_qemu_is_there(source_archive: SourceArchive) -> None:
+    source_archive.publish_sources(["1:11.1.2+ds", "1:11.1.3+ds"], [])
+    with pytest.raises(DebianError, match="the source of no QEMU; its lists name qemu 1:11.1.3.*, qemu 1:11.1.2"):
+        patched_qemu.newest()
 
 
 def index_of(archive: Archive, packages: Iterable[Package]) -> Index:

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A library to preload: some of a program's calls of /dev/memslot fail, before the device sees them.
+ * A library to preload: some of a program's calls of /dev/memslot fail, before the device sees
+ * them.
  *
- * REFUSE="CALL FIRST LAST ERRNO": CALL is bind or commit; the FIRST to LAST of these calls, counted from 1, fail with
- * ERRNO, a number.
+ * REFUSE="CALL FIRST LAST ERRNO": CALL is bind or commit; the FIRST to LAST of these calls, counted
+ * from 1, fail with ERRNO, a number.
  */
 
 #include <dlfcn.h>
