@@ -158,6 +158,12 @@ KNOWN = (
         r"(read|write): \w+ \[kvm\]",
         r"\bvcpu->mode\b",
     ),
+    _known(
+        "a commit that waits for a lock sleeps by the kernel's own function, which looks whether its timer, on its own stack, has"
+        " fired, while the timer's interrupt says so: whoever sleeps so races so",
+        r"read: schedule_hrtimeout_range_clock < (\w+ < )*\w+ \[memslot\]",
+        r"write: hrtimer_wakeup < ",
+    ),
 )
 
 # Who accesses what its caller has given it

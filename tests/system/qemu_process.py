@@ -139,10 +139,10 @@ def counted(trace: Path) -> Json:
     """What a QEMU that was told to trace has done to memslots.
 
     commits and how they were made (nothing, fenced, parked, failed), entries and bitmaps that they had; calls:
-    KVM_SET_USER_MEMORY_REGION; fetched and one_by_one: commits that were made in another way after a refusal;
-    inhibited: transactions for which vCPUs were kept out of KVM.
+    KVM_SET_USER_MEMORY_REGION; retried: commits that were tried again with vCPUs kept out of KVM; one_by_one: those that
+    were made by calls instead; inhibited: transactions for which vCPUs were kept out.
     """
-    names = ("commits", *STRATEGIES, "failed", "entries", "bitmaps", "calls", "fetched", "one_by_one", "inhibited")
+    names = ("commits", *STRATEGIES, "failed", "entries", "bitmaps", "calls", "retried", "one_by_one", "inhibited")
     found: Counter[str] = Counter(dict.fromkeys(names, 0))
     for line in trace.read_text(errors="replace").splitlines():
         # Perhaps with a time and a thread before it
@@ -156,8 +156,8 @@ def counted(trace: Path) -> Json:
             found["bitmaps"] += int(fields["bitmaps"])
         elif event == "kvm_set_user_memory":
             found["calls"] += 1
-        elif event == "kvm_memslot_fetch":
-            found["fetched"] += 1
+        elif event == "kvm_memslot_retry":
+            found["retried"] += 1
         elif event == "kvm_memslot_one_by_one":
             found["one_by_one"] += 1
         elif event == "kvm_region_commit":

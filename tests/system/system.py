@@ -38,6 +38,8 @@ def command_line(arguments: argparse.Namespace, folder: Path) -> list[str]:
     command = shlex.split(arguments.qemu)
     command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     command += ["-machine", f"{arguments.machine},smm={'on' if arguments.smm else 'off'}", "-accel", arguments.accel]
+    if arguments.next_accel:
+        command += ["-accel", arguments.next_accel]
     command += ["-cpu", arguments.cpu, "-smp", str(arguments.smp)]
     command += ["-m", "256,slots=2,maxmem=2G"]
     if arguments.cpu_pm:
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=120, help="seconds for each thing, on a quiet machine; default: %(default)s")
     parser.add_argument("--qemu", metavar="WORDS", default="qemu-system-x86_64", help="its command; default: %(default)s")
     parser.add_argument("--accel", default="kvm", help="with properties; default: %(default)s")
+    parser.add_argument("--next-accel", help="what QEMU shall use if that one fails")
     parser.add_argument("--bar", action="store_true", help="the machine has a device with memory of its own")
     parser.add_argument("--vga", action="store_true", help="the machine has a display, whose memory is logged")
     parser.add_argument("--resets", type=int, default=0, metavar="N", help="reset the machine so often, without Linux")

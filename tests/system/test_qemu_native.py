@@ -75,10 +75,8 @@ def committed(report: Json) -> Json:
     """The same, of one that left all changes to the device."""
     traced = finished(report)
     assert traced["commits"] > 0
-    assert traced["calls"] == traced["inhibited"] == traced["failed"] == traced["one_by_one"] == traced["fetched"] == 0
+    assert traced["calls"] == traced["inhibited"] == traced["failed"] == traced["one_by_one"] == traced["retried"] == 0
     assert traced["fenced"] + traced["parked"] + traced["nothing"] == traced["commits"]
-    # It asks for a dirty bitmap only where it has to, and nothing else may stop vCPUs
-    assert traced["parked"] <= traced["bitmaps"]
     return traced
 
 
@@ -109,8 +107,8 @@ def test_linux_and_its_memory(run_in_vm: Run, qemu: str) -> None:
     steps = ["dimm", "virtio-mem", "bar", "dirty-rate", "migration", "transfer"]
     report = run_native(run_in_vm, qemu, [*options, "--steps", *steps])
     traced = committed(report)
-    # The device's memory leaves a log again and again, in dirty-rate and transfer
-    assert traced["bitmaps"] > 10
+    # The device's memory leaves a log again and again, in dirty-rate and transfer; nothing else stops vCPUs
+    assert traced["bitmaps"] >= traced["parked"] > 0
     assert report["guest"] == before["guest"]
     assert report["guest_after"] == report["guest"]
     assert report["dimm"]["plugged"] > 100 << 20
@@ -134,7 +132,9 @@ def test_migration_with_dirty_rings(run_in_vm: Run, qemu: str) -> None:
     options += ["--steps", "bar", "transfer"]
     report = run_native(run_in_vm, qemu, options, "memslot-batch=on,dirty-ring-size=4096")
     traced = committed(report)
+    # vCPUs leave KVM_RUN where the device's memory leaves the log, so that all is in the rings
     assert traced["bitmaps"] == 0
+    assert traced["fenced"] > traced["parked"] > 0
     assert report["bar"]["found"] == report["bar"]["wanted"]
     arrived(report["transfer"])
 
@@ -146,7 +146,7 @@ def test_resets(run_in_vm: Run, qemu: str) -> None:
     assert report["resets"]["times"] == 100
     assert traced["commits"] > 100
     # The display's memory is logged, and a reset takes it away
-    assert traced["bitmaps"] >= traced["parked"] > 10
+    assert traced["bitmaps"] >= traced["parked"] > 0
 
 
 # What the device refuses
@@ -190,25 +190,46 @@ LASTING = (errno.EOPNOTSUPP, errno.EIO)
 
 @pytest.mark.parametrize("error", [*PASSING, *LASTING], ids=errno.errorcode.get)
 def test_commit_is_refused(run_in_vm: Run, refusing: Callable[..., str], error: int) -> None:
-    """In the middle of the boot, twice: what was to be committed is done one by one, with one warning."""
-    report = run_native(run_in_vm, refusing("commit", 5, 6, error), SMALL, "memslot-batch=auto")
+    """In the middle of the boot: what was to be committed is done one by one, with one warning."""
+    # EBUSY is tried twice for each transaction
+    tries = 2 if error == errno.EBUSY else 1
+    report = run_native(run_in_vm, refusing("commit", 5, 4 + 2 * tries, error), SMALL, "memslot-batch=auto")
     traced = finished(report)
     assert report["errors"].count("memslot-batch: ") == 1
     assert traced["calls"] > 0
     if error in PASSING:
-        assert traced["failed"] == traced["one_by_one"] == 2
-        assert traced["commits"] > 6
-        assert traced["inhibited"] == 0
+        assert traced["one_by_one"] == 2
+        assert traced["failed"] == 2 * tries
+        assert traced["retried"] == 2 * (tries - 1)
+        assert traced["commits"] > 4 + 2 * tries
+        assert traced["inhibited"] == 2
     else:
         assert traced["failed"] == traced["one_by_one"] == 1
         assert traced["commits"] == 5
-        assert traced["inhibited"] > 0
+        assert traced["inhibited"] > 1
+        assert "from now on" in report["errors"]
+
+
+def test_busy_commit_is_tried_again(run_in_vm: Run, refusing: Callable[..., str]) -> None:
+    """With vCPUs kept out of KVM, which is what it was busy with; so it stays one batch, and is no reason to end."""
+    report = run_native(run_in_vm, refusing("commit", 5, 5, errno.EBUSY), SMALL)
+    traced = finished(report)
+    assert traced["failed"] == traced["retried"] == traced["inhibited"] == 1
+    assert traced["calls"] == traced["one_by_one"] == 0
+    assert "memslot-batch: " not in report["errors"]
 
 
 @pytest.mark.parametrize("error", [errno.EBUSY, errno.EIO], ids=errno.errorcode.get)
 def test_on_ends_with_the_commit(run_in_vm: Run, refusing: Callable[..., str], error: int) -> None:
-    report = run_native(run_in_vm, refusing("commit", 5, 5, error), SMALL)
+    report = run_native(run_in_vm, refusing("commit", 5, 6, error), SMALL)
     assert ended_with(report, "/dev/memslot: commit")
+
+
+def test_on_does_not_leave_it_to_another_accelerator(run_in_vm: Run, refusing: Callable[..., str]) -> None:
+    """The irqchip is KVM's by then, so the next -accel would run a machine that is half KVM's."""
+    command = refusing("bind", 1, 1, errno.EIO)
+    report = run_system(run_in_vm, "--qemu", command, "--accel", "kvm,memslot-batch=on", *SMALL, "--next-accel", "qtest")
+    assert ended_with(report, "/dev/memslot: bind")
 
 
 def test_no_room_for_bitmaps(run_in_vm: Run, qemu: str) -> None:
@@ -216,8 +237,7 @@ def test_no_room_for_bitmaps(run_in_vm: Run, qemu: str) -> None:
     limited = f"setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock prlimit --memlock=0:0 {qemu}"
     report = run_native(run_in_vm, limited, [*SMALL, "--vga", "--resets", "12"])
     traced = finished(report)
-    assert traced["fetched"] > 0
-    assert traced["failed"] == traced["fetched"]
+    assert traced["failed"] == traced["retried"] == traced["inhibited"] > 0
     assert traced["one_by_one"] == traced["calls"] == 0
 
 

@@ -70,6 +70,12 @@ def test_known_race_does_not_count() -> None:
     assert sum(judge.known.values()) == 1 and not judge.others
 
 
+def test_sleeper_is_woken_by_the_kernel() -> None:
+    judge = races_of()
+    assert judge.judge(recorded("sleep.log")) == []
+    assert sum(judge.known.values()) == 1 and not judge.others
+
+
 def test_known_race_is_at_a_known_line() -> None:
     """Else a marked access of the module would hide all that KVM does plainly."""
     report = recorded("generation.log")
