@@ -146,7 +146,7 @@ def test_resets(run_in_vm: Run, qemu: str) -> None:
     assert report["resets"]["times"] == 100
     assert traced["commits"] > 100
     # The display's memory is logged, and a reset takes it away
-    assert traced["bitmaps"] >= traced["parked"] > 0
+    assert traced["bitmaps"] >= traced["parked"] > 50
 
 
 # What the device refuses
