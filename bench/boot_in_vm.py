@@ -21,6 +21,8 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,34 +54,34 @@ EVENT = re.compile(r"-(\d+) +\[\d+\].*? (\d+)\.(\d{6}): (\w+?)(?:\(|: )(.*)")
 Json = dict[str, Any]
 
 
-class Trace:
-    """The events of one boot, in a trace buffer of its own."""
-
-    def __init__(self) -> None:
-        probes = TRACING / "kprobe_events"
-        # A boot before this one may have set them
-        if GROUP not in probes.read_text():
-            probes.write_text("".join(f"{probe}\n" for probe in PROBES))
-        self._buffer = TRACING / "instances" / GROUP
-        self._buffer.mkdir(exist_ok=True)
-        (self._buffer / "buffer_size_kb").write_text("16384")
+@contextmanager
+def tracing() -> Iterator[Path]:
+    """A trace buffer with these events, which is gone afterwards: as long as it is there, no module can be unloaded."""
+    probes, buffer = TRACING / "kprobe_events", TRACING / "instances" / GROUP
+    probes.write_text("".join(f"{probe}\n" for probe in PROBES))
+    try:
+        buffer.mkdir()
+        (buffer / "tracing_on").write_text("0")
+        (buffer / "buffer_size_kb").write_text("16384")
         for event, condition in FILTERS.items():
             if condition:
-                (self._buffer / "events" / event / "filter").write_text(condition)
-            (self._buffer / "events" / event / "enable").write_text("1")
+                (buffer / "events" / event / "filter").write_text(condition)
+            (buffer / "events" / event / "enable").write_text("1")
+        yield buffer
+    finally:
+        if buffer.exists():
+            (buffer / "events" / "enable").write_text("0")
+            buffer.rmdir()
+        # Opened for writing from the start, the file forgets all probes; there are no others in the test VM
+        probes.write_text("")
 
-    def begin(self) -> None:
-        (self._buffer / "trace").write_text("")
-        (self._buffer / "tracing_on").write_text("1")
 
-    def end(self) -> str:
-        (self._buffer / "tracing_on").write_text("0")
-        lost = re.findall(r"(?:overrun|dropped events): ([1-9]\d*)", "".join(
-            file.read_text() for file in self._buffer.glob("per_cpu/cpu*/stats")
-        ))  # fmt: skip
-        if lost:
-            raise SystemExit(f"boot_in_vm: the trace buffer has lost {sum(map(int, lost))} events")
-        return (self._buffer / "trace").read_text()
+def traced(buffer: Path) -> str:
+    """What the buffer has; ends this program if it has lost anything."""
+    stats = "".join(file.read_text() for file in buffer.glob("per_cpu/cpu*/stats"))
+    if lost := sum(map(int, re.findall(r"(?:overrun|dropped events): (\d+)", stats))):
+        raise SystemExit(f"boot_in_vm: the trace buffer has lost {lost} events")
+    return (buffer / "trace").read_text()
 
 
 def counted(trace: str) -> Json:
@@ -128,17 +130,17 @@ def main() -> None:
     parser.add_argument("--patched", action="store_true", help="it has the patches of contrib/qemu")
     parser.add_argument("--patience", type=float, default=60, metavar="SECONDS", help="default: %(default)s")
     arguments = parser.parse_args()
-    trace = Trace()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, tracing() as buffer:
         folder = Path(name)
         log = folder / "trace"
         words = [*shlex.split(arguments.qemu), "-smp", str(arguments.smp)]
         if arguments.patched:
             words += ["-trace", "kvm_region_commit", "-D", str(log)]
         patience = arguments.patience * float(os.environ.get("MEMSLOT_SLOWNESS", "1"))
-        trace.begin()
+        (buffer / "tracing_on").write_text("1")
         outcome, seconds, said = boot(words, patience, folder)
-        report: Json = {"outcome": outcome, "seconds": round(seconds, 3), **counted(trace.end())}
+        (buffer / "tracing_on").write_text("0")
+        report: Json = {"outcome": outcome, "seconds": round(seconds, 3), **counted(traced(buffer))}
         report["ms"] = report["kernel_ms"]
         if arguments.patched:
             report["transactions"], report["ms"] = transactions(log)

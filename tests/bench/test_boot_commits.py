@@ -101,3 +101,6 @@ def test_boots_are_counted(run_in_vm: Callable[..., Result], chosen: dict[str, V
     if "memslot-run" in found:
         assert found["memslot-run"]["calls"] == 0
         assert found["memslot-run"]["fenced"] == found["memslot-run"]["commits"] > batch["commits"]
+    # Nothing is left that would keep a module from being unloaded
+    assert run_in_vm("cat", "/sys/kernel/tracing/kprobe_events").stdout == ""
+    assert run_in_vm("ls", "/sys/kernel/tracing/instances").stdout == ""
