@@ -22,6 +22,7 @@
 #include "layout.h"
 #include "park.h"
 #include "plan.h"
+#include "pml.h"
 #include "readers.h"
 #include "tombstone.h"
 #include "zap.h"
@@ -649,6 +650,16 @@ static int look_again(struct commit *c)
 	return must_park(c) ? NEEDS_PARKING : 0;
 }
 
+/*
+ * That no vCPU is in KVM_RUN does not mean yet that KVM knows of each page that they
+ * have written.  Where the log stays with its gfns that does not matter, see gate.c.
+ */
+static void complete_logs(struct commit *c)
+{
+	if (c->park && gate_takes_log_away(&c->plan))
+		pml_flush(c->kvm);
+}
+
 static int apply(struct commit *c)
 {
 	int err;
@@ -663,6 +674,7 @@ static int apply(struct commit *c)
 		mutex_unlock(&c->kvm->slots_arch_lock);
 		return err;
 	}
+	complete_logs(c);
 	step_build(c); /* 3 */
 	step_fence(c); /* 4 */
 	step_zap(c); /* 5 */

@@ -180,9 +180,10 @@ u32 gate_park_cause(struct kvm *kvm, const struct plan *plan)
 	 * KVM's emulator writes by one lookup of a slot and marks the page dirty by
 	 * another, which may find the new layout.  And where the processor logs
 	 * pages (PML), a vCPU keeps the last ones to itself until it leaves the guest,
-	 * and then looks them up by gfn.  Pages that keep their gfn do not mind.
+	 * or longer (pml.c), and then looks them up by gfn.  Pages that keep their gfn do
+	 * not mind, and what has no slot by then, or one without a log, is not looked at.
 	 */
-	if (plan->hands_back || plan->moves_log)
+	if (gate_takes_log_away(plan))
 		return MEMSLOT_PARK_DIRTY_LOG;
 
 	/* With all old slots still there nothing can refer to one that is gone. */

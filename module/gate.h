@@ -17,6 +17,15 @@ static inline bool gate_has_dirty_ring(struct kvm *kvm)
 	return READ_ONCE(kvm->dirty_ring_size);
 }
 
+/*
+ * Does a plan hand a dirty log back, or take it to other gfns?  Then the log must be
+ * complete by then: a page that is marked later is marked by its gfn.
+ */
+static inline bool gate_takes_log_away(const struct plan *plan)
+{
+	return plan->hands_back || plan->moves_log;
+}
+
 void gate_rules(struct kvm *kvm, struct plan_rules *rules);
 int gate_access(struct kvm *kvm, u32 *reason);
 int gate_admission(struct kvm *kvm, const unsigned long *deadline, u32 *reason);

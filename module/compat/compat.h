@@ -177,6 +177,29 @@ static inline bool compat_in_kvm_run(struct kvm_vcpu *vcpu)
 }
 #endif
 
+/*
+ * May a vCPU's page-modification log still have entries when KVM_RUN has returned?  KVM
+ * flushes it in the vendor's exit handler.  Since Linux 6.12 that is left out where a
+ * fast path ends KVM_RUN: HLT without a local APIC in the kernel, and HLT and WRMSR
+ * while userspace steps through the guest.  Newer kernels call the handler first, and
+ * so may updates of those in between: that the log is empty there costs a look at it.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0) && LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+#define COMPAT_PML_IS_LATE 1
+#else
+#define COMPAT_PML_IS_LATE 0
+#endif
+
+/* Does the processor log the pages that this VM's guest dirties?  Set as that MMU's is. */
+static inline bool compat_has_pml(struct kvm *kvm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+	return kvm->arch.cpu_dirty_log_size;
+#else
+	return memslot_kvm_x86_ops->cpu_dirty_log_size;
+#endif
+}
+
 /* Bookkeeping that precedes kvm_arch_commit_memory_region(). */
 static inline void compat_account(struct kvm *kvm, const struct kvm_memory_slot *old,
 				  const struct kvm_memory_slot *new,

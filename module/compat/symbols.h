@@ -42,6 +42,9 @@
 	f(kvm_flush_remote_tlbs)			\
 	f(file_is_kvm)					\
 	f(kvm_get_running_vcpu)				\
+	f(kvm_vcpu_mark_page_dirty)			\
+	f(vcpu_load)					\
+	f(vcpu_put)					\
 	f(task_work_add)				\
 	f(task_work_cancel_match)			\
 	f(__SCT__kvm_x86_mem_enc_unregister_region)	\

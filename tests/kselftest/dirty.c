@@ -407,6 +407,25 @@ TEST_F(dirty, move)
 	ASSERT_TRUE(log_is(self, 1, PAGE_BIT(0) | PAGE_BIT(3)));
 }
 
+/*
+ * The same without anything between HLT and the commit that would make KVM look at what
+ * the processor has logged; nor does that turn up in the slot that comes there.
+ */
+TEST_F(dirty, move_after_a_halt)
+{
+	const struct memslot_entry batch[] = { logged(&self->vm, 1, 16, 48, 0),
+					       logged(&self->vm, 2, 0, 16, 64) };
+	__u64 log;
+
+	ASSERT_TRUE(given_a_logged_slot(self));
+	ASSERT_TRUE(guest_writes(self, PAGE_BIT(3) | PAGE_BIT(40)));
+	ASSERT_TRUE(apply(self, batch, 2));
+	ASSERT_EQ(0, harvest(self, 0, 1, &log));
+	ASSERT_EQ(PAGE_BIT(3) | PAGE_BIT(40), log);
+	ASSERT_TRUE(log_is(self, 1, 0));
+	ASSERT_TRUE(log_is(self, 2, self->initially_set ? FIRST_PAGES(16) : 0));
+}
+
 /* A slot that a batch does not name, or names as it is, keeps its log. */
 TEST_F(dirty, untouched)
 {
@@ -569,6 +588,20 @@ TEST_F(dirty, handed_back_by_a_delete)
 	ASSERT_EQ(UNTOUCHED, buffer[0]);
 	ASSERT_EQ(TWO_PAGES, buffer[1]);
 	ASSERT_EQ(UNTOUCHED, buffer[2]);
+}
+
+/* What was handed back does not turn up again in the slot that comes there. */
+TEST_F(dirty, handed_back_after_a_halt)
+{
+	__u64 bits = UNTOUCHED;
+	const struct memslot_entry gone = handing_back(absent(1), &bits, 8);
+	const struct memslot_entry next = logged(&self->vm, 2, 0, 48, 64);
+
+	ASSERT_TRUE(given_two_dirty_pages(self));
+	ASSERT_TRUE(apply(self, &gone, 1));
+	ASSERT_EQ(TWO_PAGES, bits);
+	ASSERT_TRUE(apply(self, &next, 1));
+	ASSERT_TRUE(log_is(self, 2, self->initially_set ? FIRST_PAGES(48) : 0));
 }
 
 TEST_F(dirty, handed_back_by_replace_all)
