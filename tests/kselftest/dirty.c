@@ -980,6 +980,213 @@ TEST_F(dirty, handed_back_complete_while_a_vcpu_writes)
 	ASSERT_LT(40, changed);
 }
 
+/*
+ * ---- Two vCPUs write to more pages than a processor logs, each page once, while a commit
+ * takes the log: what they wrote can be told from the memory, page by page. ----
+ */
+
+#define MANY 4096U
+#define WRITERS 2
+
+struct writer {
+	struct vm *vm;
+	unsigned int vcpu;
+	__u64 gpa;
+	__u32 value;
+	pthread_t thread;
+	bool done;
+};
+
+static void *write_many(void *argument)
+{
+	struct writer *w = argument;
+
+	w->done = vm_store_slowly(w->vm, w->vcpu, w->gpa, MANY / WRITERS, w->value);
+	return NULL;
+}
+
+/* What the guest wrote last to a page */
+static __u32 written_to(const unsigned char *memory, unsigned int page)
+{
+	return __atomic_load_n((const __u32 *)(memory + page * PAGE + 8), __ATOMIC_SEQ_CST);
+}
+
+/* Returns when both have written @pages pages, and go on. */
+static bool writers_start(struct writer writers[WRITERS], struct vm *vm, __u64 gpa, __u32 value,
+			  const unsigned char *memory, unsigned int pages)
+{
+	const double deadline = seconds() + patience();
+	unsigned int i;
+
+	for (i = 0; i < WRITERS; i++) {
+		writers[i] = (struct writer){
+			.vm = vm,
+			.vcpu = 2 * i, /* the odd ones are in SMM */
+			.gpa = gpa + i * MANY / WRITERS * PAGE,
+			.value = value,
+		};
+		if (pthread_create(&writers[i].thread, NULL, write_many, &writers[i]))
+			return false;
+	}
+	for (i = 0; i < WRITERS; i++)
+		while (written_to(memory, i * MANY / WRITERS + pages - 1) != value)
+			if (seconds() > deadline)
+				return false;
+	return true;
+}
+
+static bool writers_end(struct writer writers[WRITERS])
+{
+	bool done = true;
+	unsigned int i;
+
+	for (i = 0; i < WRITERS; i++) {
+		pthread_join(writers[i].thread, NULL);
+		done &= writers[i].done;
+	}
+	return done;
+}
+
+static struct memslot_entry many_pages(unsigned char *memory, unsigned int at)
+{
+	return (struct memslot_entry){
+		.slot = 1,
+		.flags = LOG_DIRTY,
+		.guest_phys_addr = WINDOW + at * PAGE,
+		.memory_size = MANY * PAGE,
+		.userspace_addr = (unsigned long)memory,
+	};
+}
+
+/* Adds the log of slot 1 to @log, and starts a new one. */
+static int harvest_many(FIXTURE_DATA(dirty) *self, __u64 log[MANY / 64])
+{
+	__u64 bits[MANY / 64] = {};
+	struct kvm_dirty_log get = { .slot = 1, .dirty_bitmap = bits };
+	struct kvm_clear_dirty_log clear = {
+		.slot = 1, .num_pages = MANY, .dirty_bitmap = bits,
+	};
+	unsigned int i;
+	int err;
+
+	err = call_ioctl(self->vm.fd, KVM_GET_DIRTY_LOG, &get);
+	if (!err && self->manual)
+		err = call_ioctl(self->vm.fd, KVM_CLEAR_DIRTY_LOG, &clear);
+	for (i = 0; i < MANY / 64; i++)
+		log[i] |= bits[i];
+	return err;
+}
+
+/* All pages are mapped and none is marked: what marks them from here is the processor. */
+static bool given_an_empty_log(FIXTURE_DATA(dirty) *self, unsigned int at)
+{
+	__u64 log[MANY / 64];
+
+	return vm_store(&self->vm, 0, WINDOW + at * PAGE, MANY, 0) && settle(&self->vm) &&
+	       !harvest_many(self, log);
+}
+
+/* Returns how many pages have @value; all of them must be in @log.  Else -1. */
+static int written_and_logged(const unsigned char *memory, __u32 value, const __u64 *log)
+{
+	unsigned int page;
+	int written = 0;
+
+	for (page = 0; page < MANY; page++) {
+		if (written_to(memory, page) != value)
+			continue;
+		written++;
+		if (log[page / 64] & PAGE_BIT(page % 64))
+			continue;
+		fprintf(stderr, "# page %u, %u, is missing\n", page, value);
+		return -1;
+	}
+	return written;
+}
+
+static unsigned char *memory_of_many(void)
+{
+	void *memory = mmap(NULL, MANY * PAGE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+TEST_F(dirty, handed_back_while_vcpus_write_many_pages)
+{
+	unsigned char *memory[2] = { memory_of_many(), memory_of_many() };
+	struct memslot_entry next = many_pages(memory[0], 0);
+	struct writer writers[WRITERS];
+	unsigned int round, cut = 0;
+	struct memslot_commit reply;
+	int before, after;
+
+	ASSERT_TRUE(memory[0] && memory[1]);
+	ASSERT_TRUE(vm_create_vcpus(&self->vm, 1));
+	ASSERT_EQ(0, kvm_set_region(self->vm.fd, &next));
+	for (round = 1; round <= 4; round++) {
+		unsigned char *old = memory[round % 2 ^ 1], *new = memory[round % 2];
+		__u64 bits[MANY / 64] = {}, log[MANY / 64] = {};
+
+		ASSERT_TRUE(given_an_empty_log(self, 0));
+		ASSERT_TRUE(writers_start(writers, &self->vm, WINDOW, round, old, 400 * round));
+		next = handing_back(many_pages(new, 0), bits, sizeof(bits));
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &next, 1, &reply));
+		ASSERT_TRUE(writers_end(writers));
+		ASSERT_EQ(0, self->vm.mmio_writes);
+		ASSERT_TRUE(settle(&self->vm));
+		ASSERT_EQ(0, harvest_many(self, log));
+		before = written_and_logged(old, round, bits);
+		after = written_and_logged(new, round, log);
+		ASSERT_LE(0, before);
+		ASSERT_LE(0, after);
+		ASSERT_LE(MANY, before + after);
+		cut += before && after;
+	}
+	/* The commit did come in between. */
+	ASSERT_LT(0, cut);
+	munmap(memory[0], MANY * PAGE);
+	munmap(memory[1], MANY * PAGE);
+}
+
+/* What they write where the slot was no longer is, is lost, as with KVM's own move. */
+TEST_F(dirty, moved_while_vcpus_write_many_pages)
+{
+	unsigned char *memory = memory_of_many();
+	struct memslot_entry next = many_pages(memory, MANY);
+	struct writer writers[WRITERS];
+	unsigned int round, cut = 0;
+	struct memslot_commit reply;
+	int written;
+
+	ASSERT_TRUE(memory);
+	ASSERT_TRUE(vm_create_vcpus(&self->vm, 1));
+	ASSERT_EQ(0, kvm_set_region(self->vm.fd, &next));
+	for (round = 1; round <= 4; round++) {
+		const unsigned int old = round % 2 * MANY, new = MANY - old;
+		__u64 log[MANY / 64] = {};
+
+		ASSERT_TRUE(given_an_empty_log(self, old));
+		ASSERT_TRUE(writers_start(writers, &self->vm, WINDOW + old * PAGE, round, memory,
+					  400 * round));
+		/* KVM's own call in between takes what is marked by then. */
+		if (round % 2)
+			ASSERT_EQ(0, harvest_many(self, log));
+		next = many_pages(memory, new);
+		ASSERT_EQ(0, device_commit(self->vm.device, 0, &next, 1, &reply));
+		ASSERT_EQ(1, reply.moved);
+		ASSERT_EQ(MEMSLOT_PARK_DIRTY_LOG, reply.park_cause);
+		/* As long as they go on, nothing that they write gets there. */
+		ASSERT_EQ(0, harvest_many(self, log));
+		ASSERT_TRUE(writers_end(writers));
+		written = written_and_logged(memory, round, log);
+		ASSERT_LE(400 * WRITERS * round, written);
+		cut += written < MANY;
+	}
+	ASSERT_LT(0, cut);
+	munmap(memory, MANY * PAGE);
+}
+
 /* ---- A huge page that a slot's boundary cuts ---- */
 
 #define EAGER_SPLIT "/sys/module/kvm/parameters/eager_page_split"

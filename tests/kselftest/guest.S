@@ -8,7 +8,7 @@
 	.code32
 
 	.globl guest_start, guest_scan, guest_store, guest_spin, guest_count
-	.globl guest_emulate, guest_end
+	.globl guest_store_slowly, guest_emulate, guest_end
 guest_start:
 
 /* Reads %ecx words from %esi on, %eax bytes apart, into the array at %edi. */
@@ -27,6 +27,18 @@ guest_store:
 	add	$4096, %esi
 	dec	%ecx
 	jnz	guest_store
+	hlt
+
+/* The same, with some thirty instructions from one page to the next. */
+guest_store_slowly:
+	mov	%eax, 8(%esi)
+	add	$4096, %esi
+	mov	$15, %edx
+1:
+	dec	%edx
+	jnz	1b
+	dec	%ecx
+	jnz	guest_store_slowly
 	hlt
 
 /*

@@ -155,11 +155,13 @@ bool vm_scan(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages, __
 bool vm_scan_some(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages,
 		  unsigned int step, __u32 *words);
 bool vm_store(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages, __u32 value);
+bool vm_store_slowly(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages,
+		     __u32 value);
 void vm_set_registers(struct vm *vm, unsigned int vcpu, const void *routine, __u64 gpa,
 		      __u32 pages, __u32 value, __u32 destination);
 extern const unsigned char guest_start[], guest_end[];
-extern const unsigned char guest_scan[], guest_store[], guest_spin[], guest_count[];
-extern const unsigned char guest_emulate[];
+extern const unsigned char guest_scan[], guest_store[], guest_store_slowly[];
+extern const unsigned char guest_spin[], guest_count[], guest_emulate[];
 
 /* The model. */
 const struct memslot_entry *model_find(const struct vm *vm, __u32 address_space, __u32 slot);

@@ -168,7 +168,7 @@ def test_kselftest_without(configured_machine: Machine, program: str, name: str)
 COUNT_FULL_LOGS = """
 cd /sys/kernel/tracing
 echo > trace && echo 1 > events/kvm/kvm_pml_full/enable || exit
-"$0" dirty.cleared_by_get.handed_back_of_more_pages_than_a_processor_logs >&2
+"$0" "dirty.cleared_by_get.$1" >&2
 status=$?
 echo 0 > events/kvm/kvm_pml_full/enable
 grep -c kvm_pml_full: trace
@@ -177,9 +177,17 @@ exit $status
 
 
 @pytest.mark.any_vendor
-def test_processors_logs_were_full(vm: VM, vendor: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "handed_back_of_more_pages_than_a_processor_logs",
+        "handed_back_while_vcpus_write_many_pages",
+        "moved_while_vcpus_write_many_pages",
+    ],
+)
+def test_processors_logs_were_full(vm: VM, vendor: str, name: str) -> None:
     """That test is about something: Intel's processors left the guest because of it, and AMD's have no such log."""
-    result = vm.run("/bin/sh", "-c", COUNT_FULL_LOGS, BUILD / "kselftest" / "dirty")
+    result = vm.run("/bin/sh", "-c", COUNT_FULL_LOGS, BUILD / "kselftest" / "dirty", name)
     assert result.outcome is Outcome.OK, result.report()
     assert (int(result.stdout) > 0) == (vendor == "intel"), result.report()
 

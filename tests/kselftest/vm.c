@@ -279,11 +279,23 @@ bool vm_scan_some(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int page
 	return true;
 }
 
-bool vm_store(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages, __u32 value)
+static bool store(struct vm *vm, unsigned int vcpu, const void *routine, __u64 gpa,
+		  unsigned int pages, __u32 value)
 {
 	vm->mmio_writes = 0;
-	vm_set_registers(vm, vcpu, guest_store, gpa, pages, value, 0);
+	vm_set_registers(vm, vcpu, routine, gpa, pages, value, 0);
 	return run_to_halt(vm, vcpu);
+}
+
+bool vm_store(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages, __u32 value)
+{
+	return store(vm, vcpu, guest_store, gpa, pages, value);
+}
+
+bool vm_store_slowly(struct vm *vm, unsigned int vcpu, __u64 gpa, unsigned int pages,
+		     __u32 value)
+{
+	return store(vm, vcpu, guest_store_slowly, gpa, pages, value);
 }
 
 long vm_statistic(const struct vm *vm, const char *name)
