@@ -1318,6 +1318,7 @@ TEST(dirty_ring)
 					       logged(&vm, 1, 10, 10, 10),
 					       logged(&vm, 3, 20, 28, 20) };
 	const struct memslot_entry merged[] = { logged(&vm, 3, 0, 48, 0), absent(1), absent(2) };
+	const struct memslot_entry moved[] = { logged(&vm, 3, 16, 48, 0) };
 	__u64 bits;
 	const struct memslot_entry gone = handing_back(absent(1), &bits, 8);
 
@@ -1352,6 +1353,12 @@ TEST(dirty_ring)
 	ASSERT_EQ(0, reap(&vm, &ring, logs));
 	ASSERT_EQ(FIRST_PAGES(30) << 5 | FIRST_PAGES(4) << 10, logs[2]);
 	ASSERT_EQ(0, logs[0] | logs[1]);
+
+	/* Whatever the vCPU keeps to itself is in the ring before its gfns lose their slot. */
+	ASSERT_TRUE(vm_store(&vm, 0, WINDOW + 8 * PAGE, 2, 6));
+	ASSERT_TRUE(try_commit(&vm, moved, 1, &reply));
+	ASSERT_EQ(0, reap(&vm, &ring, logs));
+	ASSERT_EQ(FIRST_PAGES(2) << 8, logs[2]);
 	munmap(ring.gfns, capability.args[0]);
 	vm_destroy(&vm);
 }
