@@ -165,17 +165,26 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
         raise DebianError(f"{command[0]} failed with status {process.returncode}:\n{''.join(said[-40:]).strip()}")
 
 
-def _configured(version: str) -> str:
-    """What a build directory depends on that ninja does not see."""
-    return hashlib.sha256(repr((version, DEVICES, CONFIGURE, str(HOME))).encode()).hexdigest()
-
-
-def _patched() -> str:
-    digest = hashlib.sha256()
+def _wanted(version: str) -> str:
+    """What tells one program that could be built from another."""
+    digest = hashlib.sha256(repr((version, DEVICES, CONFIGURE)).encode())
     for patch in patches():
         digest.update(patch.read_bytes())
     digest.update(HEADER.read_bytes())
     return digest.hexdigest()
+
+
+def _configured(version: str) -> str:
+    """What a build directory depends on that ninja does not see: it has its own path in it, too."""
+    return hashlib.sha256(repr((version, DEVICES, CONFIGURE, str(HOME))).encode()).hexdigest()
+
+
+def _runs_here(program: Path) -> bool:
+    """Whether a program that may have been built on another Debian finds its libraries."""
+    try:
+        return not subprocess.run([program, "--version"], capture_output=True, check=False).returncode
+    except OSError:
+        return False
 
 
 def _patch(unpatched: Path, source: Path) -> None:
@@ -202,8 +211,9 @@ def _build() -> Path:
     unpatched, version = _archive()
     source, build, stamp, configured = (HOME / name for name in ("source", "build", "stamp", "configured"))
     program = build / "qemu-system-x86_64"
-    wanted = f"{_configured(version)} {_patched()}\n"
-    if stamp.exists() and stamp.read_text() == wanted and program.exists():
+    wanted = _wanted(version)
+    # It may be at another path than it was built at, as in a container: it needs nothing that is beside it
+    if stamp.exists() and stamp.read_text() == wanted and _runs_here(program):
         return program
     if subprocess.run([str(SETUP), *PACKAGES], check=False).returncode:
         raise DebianError("packages that build QEMU are missing, see above")
