@@ -2,8 +2,8 @@
 /*
  * What a vCPU does: round and round, it touches each page of its other memory, reads the version in
  * the data word of each location, then the ones that the code there returns, and judges them by what was seen before.  guest.hpp has the
- * other side of the structures, and says what the counters mean.  With a VMCB it makes every other
- * round in a guest of its own.
+ * other side of the structures, and says what the counters mean.  With a VMCB, or with
+ * a VMCS to make, it makes every other round in a guest of its own.
  *
  * Entered in 64-bit mode with
  *	%rbx  struct vcpu_page, the top of its page is the stack
@@ -24,6 +24,17 @@
 	.set nested_loops, 80
 	.set nested_faults, 88
 	.set nested_errors, 96
+	.set vmx, 104
+
+/* struct vmx_page */
+	.set vmxon_region, 0
+	.set vmcs, 8
+	.set vmx_end, 16
+	.set vmx_fields, 24
+
+/* struct vmcs_field */
+	.set value, 8
+	.set vmcs_field_size, 16
 
 /* struct shared_page */
 	.set shared_newest, 0
@@ -52,6 +63,19 @@
 	.set exit_vmmcall, 0x81
 	.set exit_npf, 0x400
 
+/* Fields of a VMCS and basic exit reasons: Intel's SDM, volume 3D, appendices B and C */
+	.set vmcs_exit_reason, 0x4402
+	.set vmcs_guest_rsp, 0x681c
+	.set vmcs_guest_rip, 0x681e
+	.set vmcs_host_rsp, 0x6c14
+	.set vmcs_host_rip, 0x6c16
+	.set exit_triple_fault, 2
+	.set exit_vmcall, 18
+	.set exit_ept_violation, 48
+
+	/* What is ours of the stack, the guest's is below */
+	.set vmx_stack_size, 512
+
 	.section .rodata
 	.globl guest_code, guest_code_end
 	.globl location_code, location_code_end
@@ -62,6 +86,8 @@ guest_code:
 	lea locations(%rbp), %r14
 	cmpq $0, vmcb(%rbx)
 	jne hypervisor
+	cmpq $0, vmx(%rbx)
+	jne vmx_hypervisor
 1:
 	call pass
 	jmp 1b
@@ -99,6 +125,73 @@ hypervisor:
 nested_guest:
 	call pass
 	vmmcall
+	ud2
+
+/* Whatever fails here makes VMLAUNCH fail, too, which is counted. */
+vmx_hypervisor:
+	mov vmx(%rbx), %rsi
+	vmxon vmxon_region(%rsi)
+	vmclear vmcs(%rsi)
+	vmptrld vmcs(%rsi)
+	lea vmx_fields(%rsi), %rdi
+1:
+	mov (%rdi), %rax
+	vmwrite value(%rdi), %rax
+	add $vmcs_field_size, %rdi
+	cmp vmx_end(%rsi), %rdi
+	jb 1b
+	mov $vmcs_host_rip, %eax
+	lea vmx_exit(%rip), %rcx
+	vmwrite %rcx, %rax
+	mov $vmcs_host_rsp, %eax
+	vmwrite %rsp, %rax
+
+vmx_pass:
+	call pass
+	mov $vmcs_guest_rip, %eax
+	lea vmx_guest(%rip), %rcx
+	vmwrite %rcx, %rax
+	mov $vmcs_guest_rsp, %eax
+	lea -vmx_stack_size(%rsp), %rcx
+	vmwrite %rcx, %rax
+	vmresume
+	/* The first time it does nothing, as the VMCS was not launched */
+	vmlaunch
+1:
+	incq nested_errors(%rbx)
+	jmp vmx_pass
+
+vmx_exit:
+	/*
+	 * A VM exit clears RFLAGS (SDM, volume 3C, "Loading Host RIP, RSP, SSP, and RFLAGS"); why our
+	 * vCPUs have interrupts enabled, vm.cpp says
+	 */
+	sti
+	push %rax
+	push %rcx
+	mov $vmcs_exit_reason, %eax
+	vmread %rax, %rcx
+	cmp $exit_ept_violation, %ecx
+	je 2f
+	/* What KVM of Linux 6.1 makes of page tables whose root is not there */
+	cmp $exit_triple_fault, %ecx
+	je 2f
+	add $16, %rsp
+	cmp $exit_vmcall, %ecx
+	jne 1b
+	incq nested_loops(%rbx)
+	jmp vmx_pass
+2:
+	incq nested_faults(%rbx)
+	/* Goes on where it was, with all its registers */
+	pop %rcx
+	pop %rax
+	vmresume
+	jmp 1b
+
+vmx_guest:
+	call pass
+	vmcall
 	ud2
 
 pass:

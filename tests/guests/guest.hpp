@@ -52,6 +52,27 @@ struct vcpu_page {
 	std::uint64_t nested_faults;
 	/* it ended in yet another way than after a pass */
 	std::uint64_t nested_errors;
+	/* from the VMM: guest address of a vmx_page, for a guest with Intel's VMX instead of a VMCB
+	 */
+	std::uint64_t vmx;
+};
+
+/* A field of a VMCS, and what VMWRITE shall write to it. */
+struct vmcs_field {
+	std::uint64_t encoding;
+	std::uint64_t value;
+};
+
+inline constexpr std::size_t max_vmcs_fields = 128;
+
+/* From the VMM: how to run a guest with VMX. */
+struct vmx_page {
+	/* guest addresses of what VMXON needs, and of a VMCS */
+	std::uint64_t vmxon_region;
+	std::uint64_t vmcs;
+	/* guest address of the end of fields */
+	std::uint64_t end;
+	std::array<vmcs_field, max_vmcs_fields> fields;
 };
 
 /* One place in the range under test. */
@@ -84,7 +105,12 @@ static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) 
 	      offsetof(vcpu_page, holes) == 40 && offsetof(vcpu_page, emulated) == 48 &&
 	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64 &&
 	      offsetof(vcpu_page, vmcb) == 72 && offsetof(vcpu_page, nested_loops) == 80 &&
-	      offsetof(vcpu_page, nested_faults) == 88 && offsetof(vcpu_page, nested_errors) == 96);
+	      offsetof(vcpu_page, nested_faults) == 88 &&
+	      offsetof(vcpu_page, nested_errors) == 96 && offsetof(vcpu_page, vmx) == 104);
+static_assert(sizeof(vmcs_field) == 16 && offsetof(vmcs_field, value) == 8);
+static_assert(offsetof(vmx_page, vmxon_region) == 0 && offsetof(vmx_page, vmcs) == 8 &&
+	      offsetof(vmx_page, end) == 16 && offsetof(vmx_page, fields) == 24);
+static_assert(sizeof(vmx_page) <= page_size);
 static_assert(offsetof(shared_page, mailbox) == 8 && offsetof(shared_page, end) == 16 &&
 	      offsetof(shared_page, other) == 24 && offsetof(shared_page, other_end) == 32 &&
 	      offsetof(shared_page, locations) == 40);

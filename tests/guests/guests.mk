@@ -11,7 +11,7 @@ CXXFLAGS ?= -O2 -g
 override CXXFLAGS += -std=c++20 -Wall -Wextra -Wpedantic -Werror -pthread
 override CPPFLAGS += -I$(top)/tests/guests -I$(top)/userlib -I$(top)/uapi -MMD -MP
 
-common := $(addprefix $(shared)/,guest.o scenario.o vm.o)
+common := $(addprefix $(shared)/,guest.o scenario.o vm.o vmx.o)
 
 .PHONY: all
 all: $(programs:%=$(out)/%)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "vm.hpp"
 
+#include "vmx.hpp"
+
 #include <csignal>
 #include <cstring>
 #include <pthread.h>
@@ -25,7 +27,11 @@ enum control_page : std::uint64_t {
 	nested_directory_page = 8,
 	first_vcpu_page = 16,
 	first_vmcb_page = first_vcpu_page + max_vcpus,
-	control_pages = first_vmcb_page + max_vcpus,
+	/* With Intel's processors a guest's guest takes three */
+	first_vmx_page = first_vmcb_page,
+	first_vmxon_page = first_vmx_page + max_vcpus,
+	first_vmcs_page = first_vmxon_page + max_vcpus,
+	control_pages = first_vmcs_page + max_vcpus,
 };
 
 constexpr std::uint64_t gpa_of(std::uint64_t page)
@@ -47,8 +53,10 @@ constexpr std::uint64_t pde_large = 1 << 7;
 
 constexpr std::uint64_t cr0_pe = 1ULL << 0;
 constexpr std::uint64_t cr0_et = 1ULL << 4;
+constexpr std::uint64_t cr0_ne = 1ULL << 5;
 constexpr std::uint64_t cr0_pg = 1ULL << 31;
 constexpr std::uint64_t cr4_pae = 1ULL << 5;
+constexpr std::uint64_t cr4_vmxe = 1ULL << 13;
 constexpr std::uint64_t efer_lme = 1ULL << 8;
 constexpr std::uint64_t efer_lma = 1ULL << 10;
 constexpr std::uint64_t efer_svme = 1ULL << 12;
@@ -59,6 +67,15 @@ constexpr std::uint64_t efer_svme = 1ULL << 12;
  */
 constexpr std::uint64_t rflags_fixed = 1 << 1;
 constexpr std::uint64_t rflags_if = 1 << 9;
+
+/* With VMX, more has to be set than long mode needs: Intel's SDM, volume 3D, appendices A.7 and A.8
+ */
+constexpr std::uint64_t vmx_cr0 = cr0_pg | cr0_ne | cr0_et | cr0_pe;
+constexpr std::uint64_t vmx_cr4 = cr4_vmxe | cr4_pae;
+
+/* CPUID leaf of the processor's features, and the bit in ECX that says there is VMX */
+constexpr std::uint32_t feature_leaf = 1;
+constexpr std::uint32_t feature_vmx = 1 << 5;
 
 /* CPUID leaf of SVM, and the bit in EDX that says there is nested paging */
 constexpr std::uint32_t svm_leaf = 0x8000000a;
@@ -116,6 +133,25 @@ struct cpuid_table {
 constexpr unsigned long get_supported_cpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
 constexpr unsigned long set_cpuid2 = _IOW(KVMIO, 0x90, std::uint64_t);
 
+std::unique_ptr<cpuid_table> supported_cpuid(int kvm_fd)
+{
+	auto table = std::make_unique<cpuid_table>();
+
+	table->count = static_cast<std::uint32_t>(table->entries.size());
+	if (ioctl(kvm_fd, get_supported_cpuid, table.get()) < 0)
+		fail("KVM_GET_SUPPORTED_CPUID");
+	return table;
+}
+
+/* All zero if there is none */
+kvm_cpuid_entry2 leaf(const cpuid_table &table, std::uint32_t function)
+{
+	const auto known = std::span(table.entries).first(table.count);
+	const auto found = std::ranges::find(known, function, &kvm_cpuid_entry2::function);
+
+	return found == known.end() ? kvm_cpuid_entry2{} : *found;
+}
+
 constexpr int kick_signal = SIGUSR1;
 
 constexpr auto patience = 300s;
@@ -171,6 +207,7 @@ vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_p
 	kvm_fd_ = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm_fd_ < 0)
 		fail("/dev/kvm: load kvm_amd or kvm_intel, or use a test VM (vmtest/run)");
+	has_vmx_ = leaf(*supported_cpuid(kvm_fd_), feature_leaf).ecx & feature_vmx;
 	vm_fd_ = ioctl(kvm_fd_, KVM_CREATE_VM, 0);
 	if (vm_fd_ < 0)
 		fail("KVM_CREATE_VM");
@@ -183,8 +220,13 @@ vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_p
 		fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
 
 	/* Tables that KVM shadows must not be the ones that the processor walks and writes to */
-	put_tables(pml4_page, pdpt_page, directory_page);
-	put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page);
+	put_tables(pml4_page, pdpt_page, directory_page, pte_all, pde_large | pte_all);
+	if (has_vmx_)
+		put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page, vmx::ept_all,
+			   pde_large | vmx::ept_write_back | vmx::ept_all);
+	else
+		put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page, pte_all,
+			   pde_large | pte_all);
 	copy(control_.page(code_page), guest_code, guest_code_end);
 	set_region({
 		.slot = 0,
@@ -218,8 +260,10 @@ vm::~vm()
 		close(kvm_fd_);
 }
 
-/* Maps the first GiB to itself. */
-void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory)
+/* Maps the first GiB to itself.  The bits are those of entries for tables and for pages of 2 MiB.
+ */
+void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory,
+		    std::uint64_t table_bits, std::uint64_t page_bits)
 {
 	std::array<std::uint64_t, 512> table{};
 	const auto put = [&](std::uint64_t page) {
@@ -227,12 +271,12 @@ void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t direct
 	};
 
 	for (std::uint64_t i = 0; i < table.size(); i++)
-		table[i] = i << 21 | pde_large | pte_all;
+		table[i] = i << 21 | page_bits;
 	put(directory);
 	table.fill(0);
-	table[0] = gpa_of(directory) | pte_all;
+	table[0] = gpa_of(directory) | table_bits;
 	put(pdpt);
-	table[0] = gpa_of(pdpt) | pte_all;
+	table[0] = gpa_of(pdpt) | table_bits;
 	put(pml4);
 }
 
@@ -252,19 +296,18 @@ void vm::create_vcpu(unsigned int index)
 		fail("mmap of a vCPU");
 	self.run = static_cast<kvm_run *>(run);
 
-	const auto cpuid = std::make_unique<cpuid_table>();
-	cpuid->count = static_cast<std::uint32_t>(cpuid->entries.size());
-	if (ioctl(kvm_fd_, get_supported_cpuid, cpuid.get()) < 0)
-		fail("KVM_GET_SUPPORTED_CPUID");
+	const auto cpuid = supported_cpuid(kvm_fd_);
 	if (ioctl(self.fd, set_cpuid2, cpuid.get()) < 0)
 		fail("KVM_SET_CPUID2");
 	if (nested_ != nesting::none) {
-		const auto known = std::span(cpuid->entries).first(cpuid->count);
-		const auto svm = std::ranges::find(known, svm_leaf, &kvm_cpuid_entry2::function);
+		const kvm_cpuid_entry2 svm = leaf(*cpuid, svm_leaf);
 
-		if (svm == known.end())
-			throw std::runtime_error("this KVM cannot nest (with AMD's SVM)");
-		fill_vmcb(index, nested_ == nesting::own_tables && svm->edx & svm_npt);
+		if (has_vmx_)
+			fill_vmx(index);
+		else if (svm.function)
+			fill_vmcb(index, nested_ == nesting::own_tables && svm.edx & svm_npt);
+		else
+			throw std::runtime_error("this KVM cannot nest (VMX or SVM)");
 	}
 	reset_registers(index);
 }
@@ -295,13 +338,57 @@ void vm::fill_vmcb(unsigned int index, bool own_tables)
 	counts_page(index)->vmcb = gpa_of(first_vmcb_page + index);
 }
 
+vmx_page *vm::vmx_of(unsigned int vcpu) const
+{
+	return reinterpret_cast<vmx_page *>(control_.page(first_vmx_page + vcpu));
+}
+
+/* The same with VMX; the guest makes the VMCS of it. */
+void vm::fill_vmx(unsigned int index)
+{
+	const int fd = vcpus_[index].fd;
+	vmx_page *page = vmx_of(index);
+
+	vmx::enable(fd);
+	for (const std::uint64_t region : {first_vmxon_page + index, first_vmcs_page + index}) {
+		const std::uint32_t revision = vmx::revision(fd);
+
+		std::memcpy(control_.page(region), &revision, sizeof(revision));
+	}
+	const vmx::registers state{.cr0 = vmx_cr0,
+				   .cr3 = gpa_of(pml4_page),
+				   .cr4 = vmx_cr4,
+				   .rflags = rflags_fixed | rflags_if};
+	std::optional<std::uint64_t> ept_root;
+	if (nested_ == nesting::own_tables && vmx::has_ept(fd))
+		ept_root = gpa_of(nested_pml4_page);
+	const std::vector<vmcs_field> fields = vmx::fields(fd, state, ept_root);
+	if (fields.size() > page->fields.size())
+		throw std::logic_error("too many fields of a VMCS");
+	page->vmxon_region = gpa_of(first_vmxon_page + index);
+	page->vmcs = gpa_of(first_vmcs_page + index);
+	std::ranges::copy(fields, page->fields.begin());
+	page->end = gpa_of(first_vmx_page + index) + offsetof(vmx_page, fields) +
+		    fields.size() * sizeof(vmcs_field);
+	counts_page(index)->vmx = gpa_of(first_vmx_page + index);
+}
+
 void vm::put_nested_root(std::byte *page, std::uint64_t gpa)
 {
 	root_may_vanish_ = true;
 	std::memcpy(page, control_.page(nested_pml4_page), page_size);
-	for (unsigned int i = 0; i < vcpus(); i++)
+	for (unsigned int i = 0; i < vcpus(); i++) {
+		if (has_vmx_) {
+			const vmcs_field pointer = vmx::ept_pointer(gpa);
+
+			for (vmcs_field &field : vmx_of(i)->fields)
+				if (field.encoding == pointer.encoding)
+					field = pointer;
+			continue;
+		}
 		std::memcpy(control_.page(first_vmcb_page + i) + vmcb::nested_cr3, &gpa,
 			    sizeof(gpa));
+	}
 }
 
 void vm::reset_registers(unsigned int index)
@@ -328,8 +415,14 @@ void vm::reset_registers(unsigned int index)
 	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment;
 	sregs.cr3 = gpa_of(pml4_page);
 	sregs.cr4 = cr4_pae;
-	sregs.efer = efer_lme | efer_lma | (nested_ == nesting::none ? 0 : efer_svme);
+	sregs.efer = efer_lme | efer_lma;
 	sregs.cr0 = cr0_pg | cr0_et | cr0_pe;
+	if (nested_ != nesting::none && has_vmx_) {
+		sregs.cr4 = vmx_cr4;
+		sregs.cr0 = vmx_cr0;
+	} else if (nested_ != nesting::none) {
+		sregs.efer |= efer_svme;
+	}
 	if (ioctl(fd, KVM_SET_SREGS, &sregs) < 0)
 		fail("KVM_SET_SREGS");
 
@@ -402,6 +495,7 @@ vcpu_page vm::counts(unsigned int vcpu) const
 		.nested_loops = look(page->nested_loops),
 		.nested_faults = look(page->nested_faults),
 		.nested_errors = look(page->nested_errors),
+		.vmx = look(page->vmx),
 	};
 }
 
@@ -506,7 +600,7 @@ void vm::handle_exit(unsigned int index)
 		exits_.errors++;
 		break;
 	case KVM_EXIT_SHUTDOWN:
-		if (root_may_vanish_) {
+		if (root_may_vanish_ && !has_vmx_) {
 			/* KVM did not enter the nested guest, and tries again */
 			exits_.rootless++;
 			break;

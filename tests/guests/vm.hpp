@@ -63,7 +63,8 @@ enum class nesting {
 	none,
 	/* the tables of the guest around it: KVM still needs no shadow pages */
 	shared_tables,
-	/* tables of its own (nested NPT), which KVM shadows; without NPT the same as shared */
+	/* tables of its own (nested NPT or EPT), which KVM shadows; without these the same as
+	   shared */
 	own_tables,
 };
 
@@ -129,9 +130,12 @@ private:
 
 	[[nodiscard]] vcpu_page *counts_page(unsigned int vcpu) const;
 	[[nodiscard]] shared_page *shared() const;
-	void put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory);
+	void put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory,
+			std::uint64_t table_bits, std::uint64_t page_bits);
 	void create_vcpu(unsigned int index);
 	void fill_vmcb(unsigned int index, bool own_tables);
+	void fill_vmx(unsigned int index);
+	[[nodiscard]] vmx_page *vmx_of(unsigned int vcpu) const;
 	void reset_registers(unsigned int index);
 	void run_vcpu(unsigned int index);
 	void handle_exit(unsigned int index);
@@ -141,6 +145,7 @@ private:
 	int kvm_fd_ = -1;
 	int vm_fd_ = -1;
 	nesting nested_;
+	bool has_vmx_ = false;
 	bool root_may_vanish_ = false;
 	host_memory control_;
 	std::vector<vcpu> vcpus_;
