@@ -104,9 +104,6 @@ def shadowed_churn(programs: Path, shadowing_vm: VM) -> Iterator[Callable[..., R
         yield churning(programs, run)
 
 
-# The guests that run guests know AMD's instructions only; test_guests_in_guests_are_amds shows what they say.
-VMRUN_ONLY = "these guests run guests of their own with VMRUN, which Intel's processors do not have"
-
 # The exit status of a program where KVM cannot do what is asked for
 NOT_IN_THIS_KVM = 77
 
@@ -178,9 +175,7 @@ def test_batched_and_parked(churn: Callable[..., Report], vcpus: int) -> None:
 @pytest.mark.configured(amd=["npt=0"], intel=["ept=0"])
 @pytest.mark.parametrize("vcpus", [1, 4])
 @pytest.mark.parametrize("nested", ["none", "shared"])
-def test_shadow_paging(shadowed_churn: Callable[..., Report], vendor: str, vcpus: int, nested: str) -> None:
-    if vendor == "intel" and nested != "none":
-        pytest.skip(VMRUN_ONLY)
+def test_shadow_paging(shadowed_churn: Callable[..., Report], vcpus: int, nested: str) -> None:
     report = shadowed_churn("batched", "all", vcpus, "--nested", nested, transactions=TRANSACTIONS_OF_EACH)
     assert_truth(report)
     # All of them drop or move slots
@@ -189,6 +184,7 @@ def test_shadow_paging(shadowed_churn: Callable[..., Report], vendor: str, vcpus
 
 
 @pytest.mark.races
+@pytest.mark.every_vendor
 @pytest.mark.parametrize("vcpus", [1, 4])
 @pytest.mark.parametrize("tables", ["shared", "own"])
 def test_guests_in_guests(churn: Callable[..., Report], tables: str, vcpus: int) -> None:
@@ -206,6 +202,7 @@ def test_guests_in_guests(churn: Callable[..., Report], tables: str, vcpus: int)
         assert report["interrupted"] == 0
 
 
+@pytest.mark.any_vendor
 @pytest.mark.usefixtures("holes_are_survived")
 def test_guests_in_guests_would_tell(churn: Callable[..., Report]) -> None:
     report = churn("one-by-one", "all", 4, "--nested", "own", transactions=TRANSACTIONS_OF_EACH)
@@ -215,16 +212,19 @@ def test_guests_in_guests_would_tell(churn: Callable[..., Report]) -> None:
     assert report["wrong"] == report["stale"] == report["nested_errors"] == 0
 
 
-@pytest.mark.configured(intel=[""])
 @pytest.mark.any_vendor
-def test_guests_in_guests_are_amds(programs: Path, vm: VM) -> None:
+@pytest.mark.configured(amd=["nested=0"], intel=["nested=0"])
+def test_guests_in_guests_need_nested(programs: Path, vm: VM) -> None:
     result = vm.run(programs / "churn", "--nested", "shared", "--vcpus", "1", "--transactions", "4")
-    assert result.outcome is Outcome.FAILED and "SVM" in result.stderr, result.report()
+    assert result.outcome is Outcome.FAILED and "this KVM cannot nest" in result.stderr, result.report()
 
 
-def first_nested(programs: Path, run: Run, *arguments: str, vms: int, vcpus: int) -> Report:
+def first_nested(programs: Path, vm: VM, *arguments: str, vms: int, vcpus: int) -> Report:
     """Races many VMs, each with its first nested root, against commits that take the root's memory away."""
-    result = run(programs / "first_nested", *arguments, str(vms), str(vcpus))
+    result = vm.run(programs / "first_nested", *arguments, str(vms), str(vcpus))
+    if result.status == NOT_IN_THIS_KVM:
+        pytest.skip(result.stderr.strip())
+    assert result.outcome is Outcome.OK, result.report()
     report: Report = json.loads(result.stdout)
     print(f"first_nested {' '.join(arguments)}: the race was run {report['late_roots']} times in {report['vms']} VMs")
     return report
@@ -243,23 +243,22 @@ def assert_race_was_run(report: Report, vms: int, vcpus: int) -> None:
 
 @pytest.mark.races
 @pytest.mark.every_kernel
-@pytest.mark.parametrize("removal", ["delete", "shrink", "move"])
-def test_first_nested_root_during_commits(programs: Path, run_in_vm: Run, removal: str) -> None:
-    assert_race_was_run(first_nested(programs, run_in_vm, removal, vms=8, vcpus=4), vms=8, vcpus=4)
+@pytest.mark.any_vendor
+@pytest.mark.by_parameters
+@pytest.mark.parametrize("removal", [pytest.param("delete", marks=pytest.mark.every_machine), "shrink", "move"])
+def test_first_nested_root_during_commits(programs: Path, vm: VM, removal: str) -> None:
+    assert_race_was_run(first_nested(programs, vm, removal, vms=8, vcpus=4), vms=8, vcpus=4)
 
 
-def test_first_nested_root_of_one_vcpu(programs: Path, run_in_vm: Run) -> None:
-    assert_race_was_run(first_nested(programs, run_in_vm, "delete", vms=5, vcpus=1), vms=5, vcpus=1)
+@pytest.mark.any_vendor
+def test_first_nested_root_of_one_vcpu(programs: Path, vm: VM) -> None:
+    assert_race_was_run(first_nested(programs, vm, "delete", vms=5, vcpus=1), vms=5, vcpus=1)
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_first_nested_root_where_kvm_zaps_slots_only(programs: Path, vm: VM) -> None:
-    arguments = ["shrink", "--zap-slots", "8", "4"]
-    result = vm.run(programs / "first_nested", *arguments)
-    if result.status == NOT_IN_THIS_KVM:
-        pytest.skip(result.stderr.strip())
-    assert result.outcome is Outcome.OK, result.report()
-    assert_race_was_run(json.loads(result.stdout), vms=8, vcpus=4)
+    assert_race_was_run(first_nested(programs, vm, "shrink", "--zap-slots", vms=8, vcpus=4), vms=8, vcpus=4)
 
 
 def test_first_nested_root_needs_tombstones(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

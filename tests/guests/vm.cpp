@@ -77,7 +77,11 @@ constexpr std::uint64_t vmx_cr4 = cr4_vmxe | cr4_pae;
 constexpr std::uint32_t feature_leaf = 1;
 constexpr std::uint32_t feature_vmx = 1 << 5;
 
-/* CPUID leaf of SVM, and the bit in EDX that says there is nested paging */
+/* The same for SVM */
+constexpr std::uint32_t extended_feature_leaf = 0x80000001;
+constexpr std::uint32_t extended_feature_svm = 1 << 2;
+
+/* CPUID leaf of SVM's own features, and the bit in EDX that says there is nested paging */
 constexpr std::uint32_t svm_leaf = 0x8000000a;
 constexpr std::uint32_t svm_npt = 1 << 0;
 
@@ -207,7 +211,11 @@ vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_p
 	kvm_fd_ = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm_fd_ < 0)
 		fail("/dev/kvm: load kvm_amd or kvm_intel, or use a test VM (vmtest/run)");
-	has_vmx_ = leaf(*supported_cpuid(kvm_fd_), feature_leaf).ecx & feature_vmx;
+	const auto cpuid = supported_cpuid(kvm_fd_);
+	has_vmx_ = leaf(*cpuid, feature_leaf).ecx & feature_vmx;
+	if (nested_ != nesting::none && !has_vmx_ &&
+	    !(leaf(*cpuid, extended_feature_leaf).ecx & extended_feature_svm))
+		throw std::runtime_error("this KVM cannot nest (nested=0, or no VMX or SVM)");
 	vm_fd_ = ioctl(kvm_fd_, KVM_CREATE_VM, 0);
 	if (vm_fd_ < 0)
 		fail("KVM_CREATE_VM");
@@ -300,14 +308,11 @@ void vm::create_vcpu(unsigned int index)
 	if (ioctl(self.fd, set_cpuid2, cpuid.get()) < 0)
 		fail("KVM_SET_CPUID2");
 	if (nested_ != nesting::none) {
-		const kvm_cpuid_entry2 svm = leaf(*cpuid, svm_leaf);
-
 		if (has_vmx_)
 			fill_vmx(index);
-		else if (svm.function)
-			fill_vmcb(index, nested_ == nesting::own_tables && svm.edx & svm_npt);
 		else
-			throw std::runtime_error("this KVM cannot nest (VMX or SVM)");
+			fill_vmcb(index, nested_ == nesting::own_tables &&
+						 leaf(*cpuid, svm_leaf).edx & svm_npt);
 	}
 	reset_registers(index);
 }

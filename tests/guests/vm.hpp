@@ -85,6 +85,12 @@ public:
 		return static_cast<unsigned int>(vcpus_.size());
 	}
 
+	/* Whether guests in guests are run with Intel's VMX, not with AMD's SVM. */
+	[[nodiscard]] bool has_vmx() const
+	{
+		return has_vmx_;
+	}
+
 	/* One call of KVM_SET_USER_MEMORY_REGION; memory_size 0 deletes. */
 	void set_region(const memslot::region &region);
 
