@@ -54,7 +54,7 @@ Changes the memslots of running guests and prints what they saw as JSON.
   --nested TABLES     each vCPU runs a guest of its own, half of the time; whose
                       page tables translate that one's physical addresses:
                       shared: those of the guest around it
-                      own: its own (nested NPT)
+                      own: its own (nested NPT or EPT)
                       none: no such guest (default)
   --help              this text
 )";

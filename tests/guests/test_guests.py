@@ -250,7 +250,7 @@ def test_first_nested_root_during_commits(programs: Path, vm: VM, removal: str) 
     assert_race_was_run(first_nested(programs, vm, removal, vms=8, vcpus=4), vms=8, vcpus=4)
 
 
-@pytest.mark.any_vendor
+# Not on Intel's, whose emulator runs processors by turns: in four minutes of its time a single vCPU never raced
 def test_first_nested_root_of_one_vcpu(programs: Path, vm: VM) -> None:
     assert_race_was_run(first_nested(programs, vm, "delete", vms=5, vcpus=1), vms=5, vcpus=1)
 

@@ -348,7 +348,7 @@ vmx_page *vm::vmx_of(unsigned int vcpu) const
 	return reinterpret_cast<vmx_page *>(control_.page(first_vmx_page + vcpu));
 }
 
-/* The same with VMX; the guest makes the VMCS of it. */
+/* The same with VMX: what the parent makes a VMCS of. */
 void vm::fill_vmx(unsigned int index)
 {
 	const int fd = vcpus_[index].fd;
@@ -386,13 +386,12 @@ void vm::put_nested_root(std::byte *page, std::uint64_t gpa)
 		if (has_vmx_) {
 			const vmcs_field pointer = vmx::ept_pointer(gpa);
 
-			for (vmcs_field &field : vmx_of(i)->fields)
-				if (field.encoding == pointer.encoding)
-					field = pointer;
-			continue;
+			std::ranges::replace(vmx_of(i)->fields, pointer.encoding, pointer,
+					     &vmcs_field::encoding);
+		} else {
+			std::memcpy(control_.page(first_vmcb_page + i) + vmcb::nested_cr3, &gpa,
+				    sizeof(gpa));
 		}
-		std::memcpy(control_.page(first_vmcb_page + i) + vmcb::nested_cr3, &gpa,
-			    sizeof(gpa));
 	}
 }
 
