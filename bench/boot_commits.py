@@ -20,17 +20,15 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from in_vm import BUILD, PROJECT, Json, common_options
+from in_vm import BUILD, PROJECT, Json, common_options, reports
 from debian import SETUP, DebianError
 from options import at_least
 from patched_qemu import patched_qemu
-from runner import VM, Outcome, VMError
 
 BOOT = PROJECT / "bench" / "boot_in_vm.py"
 MEMSLOT_RUN = BUILD / "tools" / "memslot-run"
@@ -43,8 +41,6 @@ PUBLISHED = {
 }
 COUNTS = ("commits", "fenced", "parked", "calls", "grace_periods", "kicks", "eintr")
 COLUMNS = ("vcpus", "variant", "round", "outcome", "seconds", "ms", "kernel_ms", "transactions", *COUNTS)
-# Seconds, on a quiet machine; a boot of 24 vCPUs on two processors takes half a minute.
-BOOT_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def stock_version() -> str:
 
 def variants() -> list[Variant]:
     """What this machine has; the stock QEMU of Debian 13 pauses, so the unprotected one is Debian 12's."""
-    patched = " ".join(patched_qemu().command)
+    patched = " ".join(patched_qemu())
     version = stock_version()
     found = [
         Variant("pause", "QEMU 10.0, vCPUs paused", f"{patched} -accel kvm,memslot-batch=off", patched=True),
@@ -85,24 +81,19 @@ def variants() -> list[Variant]:
 
 
 def measure(chosen: Sequence[Variant], vcpus: Sequence[int], rounds: int, kernel: str) -> list[Json]:
-    """All boots, in turn; ends this program, with a message, where one could not be counted."""
-    boots: list[Json] = []
-    whole = rounds * len(vcpus) * len(chosen)
-    start = time.monotonic()
-    with VM(kernel, module=True) as vm:
-        for number in range(rounds):
-            for count in vcpus:
-                # Another one is first each time
-                at = number % len(chosen)
-                for variant in [*chosen[at:], *chosen[:at]]:
-                    result = vm.run(BOOT, *variant.command(count), timeout=BOOT_TIMEOUT)
-                    if result.outcome is not Outcome.OK or result.complaints:
-                        sys.exit(f"bench-qemu: {variant.told}, {count} vCPUs: {result.report()}")
-                    boots.append({"vcpus": count, "variant": variant.name, "round": number, **json.loads(result.stdout)})
-                    minutes = (time.monotonic() - start) / 60
-                    print(f"\r{len(boots)} of {whole} boots, {minutes:.0f} minutes", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return boots
+    """All boots, in turn: another one is first in each round."""
+    plan = [
+        (number, count, variant)
+        for number in range(rounds)
+        for count in vcpus
+        for variant in [*chosen[number % len(chosen) :], *chosen[: number % len(chosen)]]
+    ]
+    runs = [variant.command(count) for _, count, variant in plan]
+    titles = [f"{variant.told}, {count} vCPUs" for _, count, variant in plan]
+    return [
+        {"vcpus": count, "variant": variant.name, "round": number, **report}
+        for (number, count, variant), report in zip(plan, reports(BOOT, runs, kernel, titles=titles))
+    ]
 
 
 def statistic(times: Sequence[float]) -> Json:
@@ -124,14 +115,12 @@ def summarize(boots: Sequence[Json]) -> Json:
     for by_variant in summary.values():
         for name, some in by_variant.items():
             finished = [boot for boot in some if boot["outcome"] == "finished"]
-            counts = {count: statistics.median(boot[count] for boot in finished) if finished else None for count in COUNTS}
-            calls, commits = counts["calls"], counts["commits"]
+            counted = [{**boot, "ioctls": boot["calls"] + boot["commits"]} for boot in finished]
             by_variant[name] = {
                 "survived": len(finished),
                 "boots": len(some),
                 **statistic([boot["ms"] for boot in finished]),
-                **counts,
-                "ioctls": None if calls is None or commits is None else calls + commits,
+                **{count: statistics.median(boot[count] for boot in counted) if counted else None for count in (*COUNTS, "ioctls")},
             }
     return summary
 
@@ -208,9 +197,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         chosen = variants()
-        boots = measure(chosen, arguments.vcpus, arguments.boots, arguments.kernel)
-    except (VMError, DebianError) as error:
+    except DebianError as error:
         sys.exit(f"bench-qemu: {error}")
+    boots = measure(chosen, arguments.vcpus, arguments.boots, arguments.kernel)
     summary = summarize(boots)
     write(boots, summary, arguments.output)
     plot(summary, chosen, arguments.output)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import sys
@@ -24,11 +23,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "system"))
 
 from boots import boot  # noqa: E402
+from qemu_process import Json  # noqa: E402
 
 TRACING = Path("/sys/kernel/tracing")
 GROUP = "memslot_boots"
@@ -50,8 +49,6 @@ FILTERS = {
     "syscalls/sys_enter_tgkill": "sig == 10",  # SIGUSR1
 }
 EVENT = re.compile(r"-(\d+) +\[\d+\].*? (\d+)\.(\d{6}): (\w+?)(?:\(|: )(.*)")
-
-Json = dict[str, Any]
 
 
 @contextmanager
@@ -136,9 +133,8 @@ def main() -> None:
         words = [*shlex.split(arguments.qemu), "-smp", str(arguments.smp)]
         if arguments.patched:
             words += ["-trace", "kvm_region_commit", "-D", str(log)]
-        patience = arguments.patience * float(os.environ.get("MEMSLOT_SLOWNESS", "1"))
         (buffer / "tracing_on").write_text("1")
-        outcome, seconds, said = boot(words, patience, folder)
+        outcome, seconds, said = boot(words, arguments.patience, folder)
         (buffer / "tracing_on").write_text("0")
         report: Json = {"outcome": outcome, "seconds": round(seconds, 3), **counted(traced(buffer))}
         report["ms"] = report["kernel_ms"]

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from in_vm import BUILD, PROJECT, Json, common_options
 from debian import DebianError
 from options import at_least
-from runner import VM, Outcome, Result, VMError
+from runner import VM, Outcome, VMError
 
 BOOTS = PROJECT / "tests" / "system" / "boots.py"
 MEMSLOT_RUN = BUILD / "tools" / "memslot-run"

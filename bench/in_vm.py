@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,22 @@ def add_rounds(parser: argparse.ArgumentParser, default: int, of_what: str = "")
     parser.add_argument("--rounds", type=at_least(1), default=default, help=f"{of_what}default: %(default)s")
 
 
-def reports(program: Path, runs: Iterable[Sequence[str]], kernel: str, *, counting: bool = False) -> list[Json]:
+def reports(
+    program: Path, runs: Sequence[Sequence[str]], kernel: str, *, counting: bool = False, titles: Sequence[str] = ()
+) -> list[Json]:
     """What each run of a program prints; they share a VM.  Shows that they move.  Ends this program, with a message, where one fails.
 
-    counting: nanoseconds are instructions.
+    counting: nanoseconds are instructions.  titles: what is said of each run, for how many there are.
     """
     if not program.exists():
         sys.exit(f"bench: {program} is not built yet; run `make bench`")
     found: list[Json] = []
-    print(f"{program.name} in a test VM: ", end="", flush=True)
+    print(f"{program.name} in a test VM: ", end="\n" if titles else "", flush=True)
     try:
         with VM(kernel, module=True, counting=counting) as vm:
-            for arguments in runs:
+            for number, arguments in enumerate(runs):
+                if titles:
+                    print(f"{number + 1} of {len(runs)}, {titles[number]}: ", end="", flush=True)
                 # A dot for each line that it has for people
                 result = vm.run(
                     program, *arguments, timeout=600, on_stderr=lambda data: print("." * data.count(b"\n"), end="", flush=True)

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from debian import CACHE, PROJECT, SETUP, Apt, DebianError, Index, Offer, SourceApt, locked, output, progress, release, replacement
@@ -47,18 +46,6 @@ CONFIGURE = (
     "--disable-install-blobs", "--disable-debug-info", "--disable-download", "--without-default-devices",
     "--with-devices-x86_64=minimal", "--enable-trace-backends=log", "-Doptimization=1", "--python=/usr/bin/python3",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PatchedQEMU:
-    """A QEMU that commits its memory transactions through /dev/memslot."""
-
-    program: Path
-
-    @property
-    def command(self) -> list[str]:
-        """How it is started, with the firmware of the machine's own QEMU."""
-        return [str(self.program), "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
 
 
 def patches() -> list[Path]:
@@ -98,27 +85,24 @@ def newest() -> tuple[Path, str]:
 
 def _newest_source(into: Path) -> str:
     """Unpacks it; an index may well name sources that the archive does not have."""
-    found = SourceApt(*NEWEST_SUITES)
-    reasons: list[str] = []
-    versions: list[str] = []
+    apt = SourceApt(*NEWEST_SUITES)
+    listed: list[Offer] = []
+    refused: list[str] = []
 
-    def choose(index: Index) -> list[Offer]:
-        offers = index.source_offers("qemu")
-        versions[:] = [offer.what for offer in offers]
-        return [offer for offer in offers if offer.what not in reasons][:1]
+    def next_one(index: Index) -> list[Offer]:
+        listed[:] = index.source_offers("qemu")
+        return [offer for offer in listed if offer.what not in refused][:1]
 
-    while not versions or set(versions) - set(reasons):
+    while True:
         try:
-            return found.fetch("the newest QEMU's source", choose, into).what
+            return apt.fetch("the newest QEMU's source", next_one, into).what
         except DebianError:
-            reasons.append(next(version for version in versions if version not in reasons) if versions else "")
-            if not versions:
+            left = [offer.what for offer in listed if offer.what not in refused]
+            if not left:
                 raise
-    raise DebianError(f"Debian's archive has the source of no QEMU; its lists name {', '.join(versions)}")
-
-
-def source_offers(index: Index) -> list[Offer]:
-    return index.source_offers("qemu", SERIES)
+            refused.append(left[0])
+            if len(left) == 1:
+                raise DebianError(f"Debian's archive has the source of no QEMU; its lists name {', '.join(refused)}") from None
 
 
 def _archive() -> tuple[Path, str]:
@@ -127,23 +111,22 @@ def _archive() -> tuple[Path, str]:
     stamp = target / ".version"
     if not stamp.exists():
         with replacement(target) as new:
-            found = SourceApt(SUITE).fetch("QEMU's source", source_offers, new)
+            found = SourceApt(SUITE).fetch("QEMU's source", lambda index: index.source_offers("qemu", SERIES), new)
             (new / ".version").write_text(found.what)
     return target, stamp.read_text()
 
 
-def _meson() -> list[Path]:
-    """Where python finds a meson that is new enough, if that is not its own."""
-    found = re.match(r"(\d+)\.(\d+)", subprocess.run(["meson", "--version"], capture_output=True, text=True).stdout) \
-        if shutil.which("meson") else None  # fmt: skip
-    if found and (int(found[1]), int(found[2])) >= (1, 5):
-        return []
+def _meson() -> Path:
+    """Where python finds a meson that is new enough."""
     target = HOME / "meson"
     if not target.exists():
-        suite = MESON_SUITE if release() == "bookworm" else release()
+
+        def offers(index: Index) -> list[Offer]:
+            return [index.offer(f"meson {version}", [("meson", version)], "") for version in index.versions("meson")]
+
         with replacement(target) as root:
-            Apt(suite).fetch("meson", lambda index: [index.offer(f"meson {v}", [("meson", v)], "") for v in index.versions("meson")], root)
-    return [target / "usr" / "lib" / "python3" / "dist-packages"]
+            Apt(MESON_SUITE if release() == "bookworm" else release()).fetch("meson", offers, root)
+    return target / "usr" / "lib" / "python3" / "dist-packages"
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
@@ -157,8 +140,7 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
         for line in process.stdout:
             said.append(line)
             step = re.match(r"\[(\d+)/(\d+)\]", line)
-            tenth = int(step[1]) * 10 // int(step[2]) if step else 0
-            if tenth > shown and step:
+            if step and (tenth := int(step[1]) * 10 // int(step[2])) > shown:
                 shown = tenth
                 progress(f"building QEMU: {step[1]} of {step[2]} steps")
     if process.returncode:
@@ -222,7 +204,7 @@ def _build() -> Path:
     include.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HEADER, include / HEADER.name)
     _patch(unpatched, source)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _meson()))}
+    environment = {**os.environ, "PYTHONPATH": str(_meson())}
     if not configured.exists() or configured.read_text() != _configured(version):
         progress(f"configuring {version} with {len(patches())} patches; building it takes about six minutes, once")
         configured.unlink(missing_ok=True)
@@ -240,10 +222,10 @@ def files(patch: Path) -> list[str]:
     return re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.M)
 
 
-def patched_qemu() -> PatchedQEMU:
-    """The program, after building it if it is not in the cache."""
+def patched_qemu() -> list[str]:
+    """How it is started, with the firmware of the machine's own QEMU, after building it if it is not in the cache."""
     with locked(HOME):
-        return PatchedQEMU(_build())
+        return [str(_build()), "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
 
 
 def main() -> int:
@@ -252,7 +234,7 @@ def main() -> int:
         print("usage: patched_qemu.py", file=sys.stderr)
         return 2
     try:
-        print(*patched_qemu().command)
+        print(*patched_qemu())
     except DebianError as error:
         print(f"patched_qemu.py: {error}", file=sys.stderr)
         return 1

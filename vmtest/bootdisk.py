@@ -8,7 +8,6 @@ xen/include/public/arch-x86/hvm/start_info.h.
 from __future__ import annotations
 
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -23,7 +23,6 @@ import pytest
 from building import BUILD, make, make_module
 from conftest import watched
 from debian import PROJECT
-from kernels import KERNELS
 from runner import DEFAULT_KERNEL, VM, Outcome, Result
 
 

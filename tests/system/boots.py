@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import tempfile
@@ -25,12 +24,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from qemu_process import KVM_GAVE_UP, Json, on_this_machine
 
 # What comes after QEMU's own words.
 MACHINE = ["--overcommit", "cpu-pm=on", "-m", "128", "-display", "none", "-net", "none"]
 LAST_WORDS = b"No bootable device."
-KVM_GAVE_UP = b"KVM internal error"
 POLL_SECONDS = 0.05
 TELL_SECONDS = 2.0
 
@@ -38,8 +37,10 @@ TELL_SECONDS = 2.0
 def boot(qemu_words: Sequence[str], patience: float, folder: Path) -> tuple[str, float, str]:
     """One boot of the QEMU that some words start: its outcome, its seconds, and what it said.
 
-    It may take as long as it gets on: patience is for how long the firmware may say nothing new, in seconds.
+    It may take as long as it gets on: patience is for how long the firmware may say nothing new, in seconds on a quiet
+    machine.
     """
+    patience = on_this_machine(patience)
     firmware, said = folder / "firmware", folder / "qemu"
     command = [*qemu_words, *MACHINE, "-monitor", "none", "-serial", "none", "-debugcon", f"file:{firmware}"]
     command += ["-global", "isa-debugcon.iobase=0x402"]
@@ -90,7 +91,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     start = time.monotonic()
-    patience = arguments.patience * float(os.environ.get("MEMSLOT_SLOWNESS", "1"))
     for done in range(arguments.boots):
         if arguments.seconds is not None and done >= arguments.least and time.monotonic() - start > arguments.seconds:
             break
@@ -98,8 +98,8 @@ def main() -> None:
             folder = Path(name)
             stats = folder / "stats.json"
             prefix = [arguments.memslot_run, f"--stats={stats}", "--"] if arguments.memslot_run else []
-            outcome, seconds, said = boot([*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"], patience, folder)
-            result: dict[str, Any] = {"outcome": outcome, "seconds": round(seconds, 3)}
+            outcome, seconds, said = boot([*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"], arguments.patience, folder)
+            result: Json = {"outcome": outcome, "seconds": round(seconds, 3)}
             if arguments.memslot_run:
                 result["memslot"] = json.loads(stats.read_text())
             if outcome != "finished":

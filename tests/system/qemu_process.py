@@ -23,6 +23,11 @@ STRATEGIES = ("nothing", "fenced", "parked")
 Json = dict[str, Any]
 
 
+def on_this_machine(seconds: float) -> float:
+    """A time for a quiet machine and Debian's kernels, in the test VM, which says how much slower it is."""
+    return seconds * float(os.environ.get("MEMSLOT_SLOWNESS", "1"))
+
+
 class Stuck(Exception):
     """Something did not come in time; the message says what."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import shutil
@@ -24,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qemu_process import Died, Ended, Json, Machine, Stuck, counted, tracing
+from qemu_process import Died, Ended, Json, Machine, Stuck, counted, on_this_machine, tracing
 from steps import ACTIONS, BAR_SIZE, PLUGGED
 
 OVMF = Path("/usr/share/OVMF")
@@ -143,8 +142,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> Json:
     stats = folder / "stats.json"
     prefix = [arguments.memslot_run, f"--stats={stats}", "--"] if arguments.memslot_run else []
     report: Json = {"outcome": "finished", "seconds": {}}
-    timeout = arguments.timeout * float(os.environ.get("MEMSLOT_SLOWNESS", "1"))
-    machine = Machine([*prefix, *command_line(arguments, folder)], folder, timeout)
+    machine = Machine([*prefix, *command_line(arguments, folder)], folder, on_this_machine(arguments.timeout))
     try:
         machine.begin()
         session(machine, arguments, folder, report)

@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def qemu() -> str:
     """The patched QEMU's command."""
-    return " ".join(patched_qemu.patched_qemu().command)
+    return " ".join(patched_qemu.patched_qemu())
 
 
 @pytest.fixture(scope="module")
