@@ -6,7 +6,7 @@
 #include "command_line.hpp"
 #include "json.hpp"
 #include "scenario.hpp"
-#include "stamped_memory.hpp"
+#include "split_range.hpp"
 
 #include <cstdio>
 #include <cstdlib>
@@ -17,9 +17,6 @@ namespace {
 
 using clock = std::chrono::steady_clock;
 
-constexpr std::uint64_t range_pages = 64;
-constexpr std::uint64_t split_at = range_pages / 4;
-
 struct samples {
 	const char *name;
 	std::vector<double> ns;
@@ -29,11 +26,8 @@ class bench {
 public:
 	explicit bench(unsigned int vcpus) : vm_(vcpus)
 	{
-		std::vector<guests::location> visited;
-
-		guests::append(visited, 0, range_pages, guests::fixed);
-		vm_.set_locations(visited);
-		vm_.set_region(whole_[0]);
+		vm_.set_locations(guests::split_range::visited());
+		vm_.set_region(range_.whole[0]);
 		device_.bind(vm_.fd());
 		vm_.start();
 	}
@@ -42,8 +36,8 @@ public:
 	 */
 	void round()
 	{
-		for (const auto &[from, to] :
-		     {std::pair(&whole_, &split_), std::pair(&split_, &whole_)}) {
+		for (const auto &[from, to] : {std::pair(&range_.whole, &range_.split),
+					       std::pair(&range_.split, &range_.whole)}) {
 			const memslot::commit_options park{.park = true};
 
 			guests::make_batch(batch_, *from, *to);
@@ -107,13 +101,7 @@ private:
 	samples paused_nothing_{"paused_nothing", {}};
 	samples paused_batch_{"paused_batch", {}};
 	samples paused_one_by_one_{"paused_one_by_one", {}};
-	guests::stamped_memory memory_{range_pages};
-	guests::layout whole_{memory_.at(0, 0, range_pages, 0)};
-	guests::layout split_{
-		memory_.at(0, 0, split_at, 0),
-		memory_.at(1, split_at, range_pages - 2 * split_at, split_at),
-		memory_.at(2, range_pages - split_at, split_at, range_pages - split_at),
-	};
+	guests::split_range range_;
 	guests::vm vm_;
 	memslot::device device_ = memslot::device::open();
 	memslot::batch batch_;

@@ -6,7 +6,7 @@
 #include "command_line.hpp"
 #include "json.hpp"
 #include "scenario.hpp"
-#include "stamped_memory.hpp"
+#include "split_range.hpp"
 
 #include <algorithm>
 #include <array>
@@ -23,9 +23,6 @@
 namespace {
 
 using clock = std::chrono::steady_clock;
-
-constexpr std::uint64_t range_pages = 64;
-constexpr std::uint64_t split_at = range_pages / 4;
 
 /* Many slots of one page each, away from the range that vCPUs visit */
 constexpr std::uint32_t many = 512;
@@ -138,8 +135,6 @@ public:
 	explicit bench(const options &chosen)
 	    : other_memory_(std::max(1U, chosen.other_mib * 256)), vm_(chosen.vcpus)
 	{
-		std::vector<guests::location> visited;
-
 		for (std::uint32_t i = 0; i < many; i++)
 			many_.push_back({
 				.slot = many_first_slot + i,
@@ -147,9 +142,8 @@ public:
 				.memory_size = guests::page_size,
 				.userspace_addr = many_memory_.page(i),
 			});
-		guests::append(visited, 0, range_pages, guests::fixed);
-		vm_.set_locations(visited);
-		vm_.set_region(whole_[0]);
+		vm_.set_locations(guests::split_range::visited());
+		vm_.set_region(range_.whole[0]);
 		if (chosen.other_mib)
 			use_other_memory(std::uint64_t{chosen.other_mib} << 20);
 		device_.bind(vm_.fd());
@@ -159,8 +153,8 @@ public:
 
 	void split_and_merge(comparison &to)
 	{
-		change(whole_, split_, to);
-		change(split_, whole_, to);
+		change(range_.whole, range_.split, to);
+		change(range_.split, range_.whole, to);
 	}
 
 	/*
@@ -172,7 +166,7 @@ public:
 		memslot::region region{
 			.slot = single_slot,
 			.guest_phys_addr = single_gpa,
-			.memory_size = range_pages * guests::page_size,
+			.memory_size = guests::split_range::pages * guests::page_size,
 			.userspace_addr = many_memory_.page(0),
 		};
 		std::array<memslot::region, 5> steps;
@@ -262,16 +256,10 @@ private:
 	}
 
 	std::size_t first_way_ = 0;
-	guests::stamped_memory memory_{range_pages};
+	guests::split_range range_;
 	guests::host_memory many_memory_{many};
 	guests::host_memory other_memory_;
 	guests::layout none_;
-	guests::layout whole_{memory_.at(0, 0, range_pages, 0)};
-	guests::layout split_{
-		memory_.at(0, 0, split_at, 0),
-		memory_.at(1, split_at, range_pages - 2 * split_at, split_at),
-		memory_.at(2, range_pages - split_at, split_at, range_pages - split_at),
-	};
 	guests::layout many_;
 	guests::vm vm_;
 	memslot::device device_ = memslot::device::open();

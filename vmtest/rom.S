@@ -87,18 +87,13 @@ read:
 	xorl	%eax, %eax		/* 0 means 256 */
 	outb	%al, %dx
 	movl	%ebx, %ecx
+	/* The address of the first sector: a byte for each of three ports, the rest with the disk. */
+	.rept	3
 	incl	%edx
 	movb	%cl, %al
 	outb	%al, %dx
 	shrl	$8, %ecx
-	incl	%edx
-	movb	%cl, %al
-	outb	%al, %dx
-	shrl	$8, %ecx
-	incl	%edx
-	movb	%cl, %al
-	outb	%al, %dx
-	shrl	$8, %ecx
+	.endr
 	incl	%edx
 	movb	%cl, %al
 	orb	$ATA_FIRST_DISK, %al

@@ -14,6 +14,14 @@ constexpr std::uint64_t half = range_pages / 2;
 
 static_assert(range_pages <= max_locations);
 
+std::vector<location> whole_range()
+{
+	std::vector<location> all;
+
+	append(all, 0, range_pages, 0);
+	return all;
+}
+
 /*
  * In turn one half is a single slot and the other is three, of which the outer ones keep their host
  * address and the middle one has other host memory.
@@ -79,10 +87,7 @@ public:
 
 	[[nodiscard]] std::vector<location> locations() const override
 	{
-		std::vector<location> all;
-
-		append(all, 0, range_pages, 0);
-		return all;
+		return whole_range();
 	}
 
 private:
@@ -214,10 +219,7 @@ public:
 
 	[[nodiscard]] std::vector<location> locations() const override
 	{
-		std::vector<location> all;
-
-		append(all, 0, range_pages, 0);
-		return all;
+		return whole_range();
 	}
 
 private:
