@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from qemu_process import Json, Machine, Stuck
 
+MEMORY = 256 << 20  # of the guest, as it starts
 PLUGGED = 128 << 20
+CHUNK, PAGE = 32 << 20, 4096
 # Bytes by which the guest's MemTotal may differ from what is plugged
 COUNTED_APART = 4 << 20
 
@@ -65,9 +67,8 @@ def rest(machine: Machine) -> None:
     machine.shell("kill $writer; wait $writer")
 
 
-def migrate(machine: Machine, uri: str) -> str:
-    """How a migration ended."""
-    machine.qmp("migrate", uri=uri)
+def until_migrated(machine: Machine) -> str:
+    """How a migration that was begun ended."""
     statuses: list[str] = []
 
     def ended() -> bool:
@@ -80,7 +81,8 @@ def migrate(machine: Machine, uri: str) -> str:
 
 def migration(machine: Machine) -> Json:
     busy(machine)
-    status = migrate(machine, "exec:cat >/dev/null")
+    machine.qmp("migrate", uri="exec:cat >/dev/null")
+    status = until_migrated(machine)
     if status == "completed":
         machine.qmp("cont")
     rest(machine)
@@ -89,16 +91,20 @@ def migration(machine: Machine) -> Json:
 
 # The memory of ivshmem-plain is its BAR 2, whose two words begin at 0x18 of the configuration space.
 BAR_SIZE = 1 << 20
+BAR_FILE = "bar"
 BAR_PLACES = (0xD0000000, 0xD1000000)
 # One line each: the console's echo of a second one could come in the middle of what the first one says.
 FIND_BAR = "for d in /sys/bus/pci/devices/*; do grep -q 0x1110 $d/device && bar=$d; done; echo 1 > $bar/enable"
 DEFINE_MOVE = r"""move() { printf "$1\000\000\000\000" | dd of=$bar/config bs=8 seek=3 count=1 conv=notrunc 2>/dev/null; }"""
+# The command register, whose second bit says whether the device answers at its addresses in memory
+DEFINE_DECODE = r"""decode() { printf "\\$1\000" | dd of=$bar/config bs=2 seek=2 count=1 conv=notrunc 2>/dev/null; }"""
 
 
 def define_move(machine: Machine) -> None:
-    """From now on the guest's shell has a command that moves the device's memory."""
+    """From now on the guest's shell has commands that move the device's memory, show it and hide it."""
     machine.shell(FIND_BAR)
     machine.shell(DEFINE_MOVE)
+    machine.shell(DEFINE_DECODE)
 
 
 def _words(place: int) -> str:
@@ -141,21 +147,47 @@ def _saved(machine: Machine, start: int, size: int) -> bytes:
     return file.read_bytes()
 
 
-def _bar_place(machine: Machine) -> int:
-    """Where the device's memory is now."""
-    for bus in machine.qmp("query-pci"):
-        for device in bus["devices"]:
-            for region in device["regions"]:
-                if device["id"]["device"] == 0x1110 and region["bar"] == 2:
-                    return region["address"]  # type: ignore[no-any-return]
-    raise Stuck("there is no ivshmem device")
+def _differing(ours: bytes, theirs: bytes) -> list[int]:
+    """Where pages are that differ."""
+    assert len(ours) == len(theirs)
+    return [at for at in range(0, len(ours), PAGE) if ours[at : at + PAGE] != theirs[at : at + PAGE]]
 
 
-CHUNK, PAGE = 32 << 20, 4096
+def _syncs(machine: Machine) -> int:
+    """How often a migration has read KVM's log."""
+    return int(machine.qmp("query-migrate").get("ram", {}).get("dirty-sync-count", 0))
+
+
+def write_unseen(machine: Machine) -> int:
+    """The guest shows its device's memory, writes a page of it, and hides it; returns the page's number.
+
+    Until then nobody has read the log that the page is in.  It is the last one, too: KVM begins the log of a slot with all
+    pages marked, so what a log has lost as its slot went comes up again if a later one is read.
+    """
+    for page in range(1, 20):
+        before = _syncs(machine)
+        machine.shell(f"decode 2; devmem {BAR_PLACES[0] + page * PAGE:#x} 32 {page}; decode 0")
+        if _syncs(machine) == before:
+            return page
+    raise Stuck("the guest writes a page while nobody reads the log")
+
+
+def begin_endless_migration(machine: Machine, uri: str) -> None:
+    """All memory has been sent once, and what is written goes on to be sent, slowly."""
+    # Nothing that writes can be stopped for so short
+    machine.qmp("migrate-set-parameters", downtime_limit=1)
+    machine.qmp("migrate", uri=uri)
+    machine.until(lambda: _syncs(machine) > 2, "all memory at the destination")
+    machine.qmp("migrate-set-parameters", max_bandwidth=1 << 20)
+
+
+def end_migration(machine: Machine) -> str:
+    machine.qmp("migrate-set-parameters", max_bandwidth=1 << 30, downtime_limit=2000)
+    return until_migrated(machine)
 
 
 def transfer(machine: Machine) -> Json:
-    """Migrates the guest, which writes and moves its device's memory, and compares page by page what has arrived.
+    """Migrates the guest, which writes and shows and hides its device's memory, and compares page by page what has arrived.
 
     The destination does not run.  The source goes on afterwards, as if its migration had failed at the very end.
     """
@@ -167,34 +199,42 @@ def transfer(machine: Machine) -> Json:
     try:
         destination.begin()
         destination.qmp("migrate-incoming", uri=f"unix:{shared}")
+        define_move(machine)
+        machine.shell(f"move '{_words(BAR_PLACES[0])}'; decode 0")
         busy(machine)
-        restless_bar(machine)
-        status = migrate(machine, f"unix:{shared}")
+        begin_endless_migration(machine, f"unix:{shared}")
+        unseen = write_unseen(machine)
+        status = end_migration(machine)
         destination.until(lambda: destination.qmp("query-status")["status"] == "paused", "what is migrated")
-        bar = _bar_place(machine)
-        assert bar == _bar_place(destination)
-        # pc's and q35's memory below the hole for PCI; then the device's
-        ranges = [(0, 0xA0000), *((at, CHUNK) for at in range(1 << 20, (256 << 20) - CHUNK, CHUNK)), (bar, BAR_SIZE)]
+        # What is at addresses; but for VGA's, where there is no memory
+        ranges = [(0, 0xA0000), (0xC0000, 0x40000)]
+        ranges += [(at, min(CHUNK, MEMORY - at)) for at in range(1 << 20, MEMORY, CHUNK)]
         pages, differ = 0, []
         for start, size in ranges:
-            ours, theirs = _saved(machine, start, size), _saved(destination, start, size)
             pages += size // PAGE
-            if ours != theirs:
-                differ += [start + at for at in range(0, size, PAGE) if ours[at : at + PAGE] != theirs[at : at + PAGE]]
+            differ += [start + at for at in _differing(_saved(machine, start, size), _saved(destination, start, size))]
+        # The device's, which is at none
+        bars = [(place.folder / BAR_FILE).read_bytes() for place in (machine, destination)]
+        pages += BAR_SIZE // PAGE
+        bar_differs = _differing(bars[0], bars[1])
+        written = int.from_bytes(bars[0][unseen * PAGE : unseen * PAGE + 4], "little")
     finally:
         destination.end()
     machine.qmp("cont")
-    still_bar(machine)
     rest(machine)
-    return {"status": status, "pages": pages, "differ": differ}
+    machine.shell("decode 2")
+    return {"status": status, "pages": pages, "differ": differ, "bar_differs": bar_differs, "unseen": [unseen, written]}
 
 
 def dirty_rate(machine: Machine) -> Json:
-    """Measures how much the guest writes while the device's memory moves; what it writes there counts, too."""
+    """Measures how much the guest writes while the device's memory moves; what it writes there counts, too.
+
+    Three times, and on until a rate is not zero: a slow guest may not come to write a megabyte in a second.
+    """
     busy(machine)
     restless_bar(machine)
-    rates = []
-    for _ in range(3):
+    rates: list[int] = []
+    while len(rates) < 3 or (len(rates) < 30 and not any(rates)):
         machine.qmp("calc-dirty-rate", calc_time=1, mode="dirty-bitmap")
         machine.until(lambda: machine.qmp("query-dirty-rate")["status"] == "measured", "the dirty rate")
         rates.append(machine.qmp("query-dirty-rate")["dirty-rate"])

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from qemu_process import Died, Ended, Json, Machine, Stuck, counted, on_this_machine, tracing
-from steps import ACTIONS, BAR_SIZE, PLUGGED
+from steps import ACTIONS, BAR_FILE, BAR_SIZE, MEMORY, PLUGGED
 
 OVMF = Path("/usr/share/OVMF")
 # SeaBIOS finds nothing to boot from; OVMF has a shell of its own
@@ -40,7 +40,7 @@ def command_line(arguments: argparse.Namespace, folder: Path) -> list[str]:
     if arguments.next_accel:
         command += ["-accel", arguments.next_accel]
     command += ["-cpu", arguments.cpu, "-smp", str(arguments.smp)]
-    command += ["-m", "256,slots=2,maxmem=2G"]
+    command += ["-m", f"{MEMORY >> 20},slots=2,maxmem=2G"]
     if arguments.cpu_pm:
         command += ["-overcommit", "cpu-pm=on"]
     if arguments.firmware == "ovmf":
@@ -60,7 +60,7 @@ def command_line(arguments: argparse.Namespace, folder: Path) -> list[str]:
         command += ["-object", f"memory-backend-ram,id=resizable,size={2 * PLUGGED}"]
         command += ["-device", "virtio-mem-pci,id=resized,memdev=resizable,requested-size=0"]
     if arguments.bar:
-        command += ["-object", f"memory-backend-ram,id=shared,size={BAR_SIZE}"]
+        command += ["-object", f"memory-backend-file,id=shared,size={BAR_SIZE},mem-path={folder / BAR_FILE},share=on"]
         command += ["-device", "ivshmem-plain,memdev=shared,master=on"]
     if arguments.vga:
         command += ["-device", "VGA"]

@@ -115,7 +115,7 @@ def test_linux_and_its_memory(run_in_vm: Run, qemu: str) -> None:
     assert report["dimm"]["after"] < 20 << 20
     assert report["virtio-mem"]["grown_by"] == pytest.approx([128 << 20, 256 << 20, 64 << 20, 0], abs=4 << 20)
     assert report["bar"]["found"] == report["bar"]["wanted"]
-    assert all(rate > 0 for rate in report["dirty-rate"]["rates"])
+    assert any(report["dirty-rate"]["rates"])
     assert report["migration"]["status"] == "completed"
     arrived(report["transfer"])
 
@@ -123,8 +123,12 @@ def test_linux_and_its_memory(run_in_vm: Run, qemu: str) -> None:
 def arrived(transfer: Json) -> None:
     """All of the guest's memory is at the destination as it was at the source."""
     assert transfer["status"] == "completed"
-    assert transfer["pages"] > 50000
-    assert transfer["differ"] == []
+    # 256 MiB but for VGA's 128 KiB, and the device's 1 MiB
+    assert transfer["pages"] == (257 << 20) - (128 << 10) >> 12
+    assert transfer["differ"] == transfer["bar_differs"] == []
+    # The page that a log had which nobody has read: the guest did write it
+    page, written = transfer["unseen"]
+    assert page == written > 0
 
 
 def test_migration_with_dirty_rings(run_in_vm: Run, qemu: str) -> None:
