@@ -2,6 +2,14 @@
 /*
  * Waiting for readers: each grace period of a commit.
  *
+ * A moment without any reader, after the new layout is published, ends a grace period:
+ * whoever had the old layout has gone by then.  vCPUs in guest mode are no readers, so
+ * unless many vCPUs leave the guest all the time there is such a moment soon, and finding
+ * it costs a few reads per CPU.  Where somebody reads at each look, SRCU is asked for a
+ * grace period, as KVM's own ioctl asks each time.  That takes two switches to a worker and
+ * back; and the worker may preempt the commit before that sleeps, which then waits until
+ * all other threads, a time slice of each vCPU perhaps, have had their turn.
+ *
  * KVM_PRE_FAULT_MEMORY retries a page fault inside one SRCU section until it
  * succeeds or a signal comes.  With the fence up it does not succeed, nor in a slot
  * that is marked invalid, nor, in some kernels, with a root that KVM has made
@@ -117,36 +125,79 @@ static void look_for_prefault(struct work_struct *work)
 	schedule_delayed_work(&self->work, msecs_to_jiffies(LOOK_MS));
 }
 
-/* ---- Before anything is visible ---- */
+/* ---- A moment without readers ---- */
 
-/* How often to look for a moment without any reader; the thread sleeps in between */
-#define LOOKS 8
+#ifdef CONFIG_TREE_SRCU
+static bool can_count_readers(struct srcu_struct *srcu)
+{
+	return !compat_srcu_has_fast_readers(srcu);
+}
 
 /*
- * Was there somebody in an SRCU section all the time that this looked?  A reader
- * counts itself in before it reads and out after it, on whatever CPU it is then.
- * The ends are summed up first, so that no end is counted whose beginning is not; the
- * sums are equal only if every section had ended that had begun before.
+ * If this is false, there was a moment without any reader.  A reader counts itself in before
+ * it reads and out after it, on whatever CPU it is then.  The ends are summed up first, so
+ * that no end is counted whose beginning is not; the sums are equal only if every section
+ * that was counted has ended.
+ *
+ * What such a section did is done: the barrier pairs with the one in srcu_read_unlock().
+ * And a section that was not counted finds all that the caller has written before: the
+ * barrier pairs with the one in srcu_read_lock() as well, between counting and reading.  It
+ * is the barrier A of SRCU's own grace period.  SRCU has two counts so that new readers
+ * cannot keep a grace period from ending; here both are summed up, so it does not matter
+ * which of them a reader is about to use.  tests/model/readers.pml goes through it.
  */
 static bool has_readers(struct srcu_struct *srcu)
 {
-#ifdef CONFIG_TREE_SRCU
 	unsigned long begun = 0, ended = 0;
 	int cpu, i;
 
 	for_each_possible_cpu(cpu)
 		for (i = 0; i < 2; i++)
 			ended += COMPAT_SRCU_ENDED(per_cpu_ptr(srcu->sda, cpu), i);
-	/* pairs with the barriers in srcu_read_lock() and srcu_read_unlock() */
 	smp_mb();
 	for_each_possible_cpu(cpu)
 		for (i = 0; i < 2; i++)
 			begun += COMPAT_SRCU_BEGUN(per_cpu_ptr(srcu->sda, cpu), i);
 	return begun != ended;
-#else
-	return true;
-#endif
 }
+#else
+static bool can_count_readers(struct srcu_struct *srcu)
+{
+	return false;
+}
+
+static bool has_readers(struct srcu_struct *srcu)
+{
+	return true;
+}
+#endif
+
+/* A vCPU that has left the guest for a short while is back within some microseconds. */
+#define GLANCES 4
+#define BETWEEN_GLANCES_US 3
+
+/* Is there a moment without any reader?  Sleeps @naps times before it gives up. */
+static bool has_moment_without_readers(struct kvm *kvm, int naps)
+{
+	int i;
+
+	if (!can_count_readers(&kvm->srcu))
+		return false;
+	for (i = 0; i < GLANCES + naps; i++) {
+		if (i >= GLANCES)
+			usleep_range(20, 100);
+		else if (i)
+			udelay(BETWEEN_GLANCES_US);
+		if (!has_readers(&kvm->srcu))
+			return true;
+	}
+	return false;
+}
+
+/* ---- Before anything is visible ---- */
+
+/* The vCPUs stand still, and a grace period would keep them so for longer than vain naps. */
+#define NAPS_BEFORE 8
 
 /* A grace period; the thread that has asked for it may no longer wait for its end */
 struct leave {
@@ -220,17 +271,15 @@ static int wait_for_grace_period(struct kvm *kvm, struct file *file, unsigned lo
  */
 int readers_leave(struct kvm *kvm, struct file *file, unsigned long deadline, u32 *reason)
 {
-	int i;
-
-	for (i = 0; i < LOOKS; i++) {
-		if (!has_readers(&kvm->srcu))
-			return 0;
-		usleep_range(20, 100);
-	}
+	if (has_moment_without_readers(kvm, NAPS_BEFORE))
+		return 0;
 	return wait_for_grace_period(kvm, file, deadline, reason);
 }
 
 /* ---- After publishing ---- */
+
+/* Page faults in the fence's range are tried again meanwhile, so not many. */
+#define NAPS_AFTER 2
 
 /**
  * readers_wait - wait until nobody has a slot of the old layout any more
@@ -242,6 +291,9 @@ void readers_wait(struct kvm *kvm, bool parked)
 	struct prefault_watch watch = { .kvm = kvm };
 	bool watched = COMPAT_PRE_FAULT_MEMORY && !parked;
 
+	might_sleep();
+	if (has_moment_without_readers(kvm, NAPS_AFTER))
+		return;
 	if (watched) {
 		INIT_DELAYED_WORK_ONSTACK(&watch.work, look_for_prefault);
 		schedule_delayed_work(&watch.work, msecs_to_jiffies(LOOK_MS));

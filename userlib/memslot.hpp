@@ -1033,8 +1033,8 @@ struct report {
 	std::uint32_t moved;
 	/** slots with only dirty logging switched */
 	std::uint32_t reflagged;
-	/** SRCU grace periods waited for: 0 if nothing changes, 2 if there are tombstones, else 1
-	 */
+	/** how often the commit waited until nobody had a slot of the layout before: 0 if nothing
+	    changes, 2 if there are tombstones, else 1 */
 	std::uint32_t grace_periods;
 	/** pages whose gfn keeps its host address */
 	std::uint64_t pages_kept;

@@ -159,6 +159,19 @@ static inline bool compat_page_tables_need_slots(struct kvm *kvm)
 #define COMPAT_SRCU_ENDED(data, i) READ_ONCE((data)->srcu_unlock_count[i])
 #endif
 
+/*
+ * Do readers of @srcu leave memory barriers out (srcu_read_lock_fast())?  In no KVM that this
+ * was tested with; a newer one might.
+ */
+static inline bool compat_srcu_has_fast_readers(struct srcu_struct *srcu)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+	return READ_ONCE(srcu->srcu_reader_flavor) & SRCU_READ_FLAVOR_SLOWGP;
+#else
+	return false;
+#endif
+}
+
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
 /* KVM_PRE_FAULT_MEMORY does not let go of SRCU while a fault is to be retried. */
 #define COMPAT_PRE_FAULT_MEMORY 1

@@ -16,6 +16,7 @@ TRACE_READER = PROJECT / "tools" / "memslotctl" / "trace.cpp"
 TABLES = {"reason": "reasons", "strategy": "strategies", "park_cause": "park_causes"}
 CHURN = BUILD / "guests" / "churn"
 BATCH = BUILD / "kselftest" / "batch"
+RUNNING = BUILD / "kselftest" / "running"
 
 TRACED = """
 set -e
@@ -107,17 +108,17 @@ def test_events_name_every_constant(run_in_vm: Callable[..., Result]) -> None:
 
 TEST_ONLY = 1  # MEMSLOT_COMMIT_TEST_ONLY
 
-# A probe tells who calls it, and of which module that is.
-GRACE_PERIOD = "synchronize_srcu_expedited"
-COUNTED = f"""
+# A probe of SRCU tells who calls it, and of which module that is.
+COUNTED = """
 set -e
 cd /sys/kernel/tracing
 echo 0 > events/enable
 echo > trace
 echo 65536 > buffer_size_kb
-echo 'p:memslot_test/wait {GRACE_PERIOD} caller=+0(%sp):symbol' > kprobe_events
+echo 'p:memslot_test/wait memslot:readers_wait' > kprobe_events
+echo 'p:memslot_test/ask synchronize_srcu_expedited caller=+0(%sp):symbol' >> kprobe_events
 trap 'echo 0 > events/enable; echo > kprobe_events' EXIT
-echo 1 > events/memslot_test/wait/enable
+echo 1 > events/memslot_test/enable
 echo 1 > events/memslot/memslot_commit_start/enable
 echo 1 > events/memslot/memslot_commit_end/enable
 "$@" > /dev/null
@@ -125,19 +126,35 @@ cat trace
 """
 
 
-@pytest.mark.every_kernel
-def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Result]) -> None:
-    """Of all batches of the kselftest `batch`, with up to 512 entries in one or two address spaces."""
-    lines = run_in_vm("/bin/sh", "-c", COUNTED, "sh", BATCH).stdout.splitlines()
-    waits, reported, dry = 0, [], False
-    for line in lines:
-        if re.search(r" caller=.*\[memslot\]$", line):
+def count_grace_periods(run_in_vm: Callable[..., Result], *command: str) -> tuple[int, int, list[int]]:
+    """How many there were, for how many SRCU was asked, and what the commits reported."""
+    waits, asked, reported, dry = 0, 0, [], False
+    for line in run_in_vm("/bin/sh", "-c", COUNTED, "sh", *command).stdout.splitlines():
+        if " wait: " in line:
             waits += 1
+        elif re.search(r" ask: .* caller=.*\[memslot\]$", line):
+            asked += 1
         elif start := re.search(r"memslot_commit_start: .* flags=0x([0-9a-f]+)", line):
             dry = bool(int(start[1], 16) & TEST_ONLY)
         elif end := re.search(r"memslot_commit_end: .* grace_periods=(\d+) ", line):
             # with TEST_ONLY: how many it would be
             if not dry:
                 reported.append(int(end[1]))
+    return waits, asked, reported
+
+
+@pytest.mark.every_kernel
+def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Result]) -> None:
+    """Of all batches of the kselftest `batch`, with up to 512 entries in one or two address spaces."""
+    waits, asked, reported = count_grace_periods(run_in_vm, str(BATCH))
     assert set(reported) == {0, 1, 2}
     assert waits == sum(reported) > 100
+    # No vCPU runs during a commit there
+    assert asked == 0
+
+
+@pytest.mark.every_kernel
+def test_srcu_is_asked_where_somebody_reads(run_in_vm: Callable[..., Result]) -> None:
+    """A vCPU sleeps in a page fault, for memory that userfaultfd provides as soon as the commit is seen to wait."""
+    waits, asked, reported = count_grace_periods(run_in_vm, str(RUNNING), "running.fenced_commit_waits_for_a_sleeping_vcpu")
+    assert asked == waits == sum(reported) == 1

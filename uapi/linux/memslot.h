@@ -328,8 +328,9 @@ struct memslot_stage {
  *	are moved and have dirty logging switched at once
  * @moved: out: slots with only another guest address
  * @reflagged: out: slots with only dirty logging switched
- * @grace_periods: out: SRCU grace periods waited for: 0 if nothing changes, 2 if
- *	there are @tombstones, else 1; with TEST_ONLY how many it would be
+ * @grace_periods: out: how often the commit waited until nobody had a slot of the
+ *	layout before: 0 if nothing changes, 2 if there are @tombstones, else 1; with
+ *	TEST_ONLY how many it would be
  * @pages_kept: out: pages whose gfn keeps its host address, in slots that change
  * @pages_remapped: out: pages whose gfn got another host address
  * @pages_removed: out: pages whose gfn has no slot any more
