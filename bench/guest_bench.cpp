@@ -57,6 +57,7 @@ seen as one JSON object.
                    workload's transactions each (default: 100)
   --guest MIB      memory that changes, 64 ... 2048 (default: 64)
   --huge           in pages of 2 MiB
+  --whole          ro-flip, split-merge: a vCPU touches all of it, not 128 pages
   --other MIB      memory that vCPUs touch besides, 1 ... 256 (default: 8)
   --help           this text
 
@@ -73,6 +74,7 @@ struct options {
 	std::uint64_t guest_mib = 64;
 	guests::pages_of kind = guests::pages_of::kib_4;
 	std::uint64_t other_mib = 8;
+	bool whole = false;
 };
 
 constexpr std::uint64_t pages_per_mib = (1 << 20) / guests::page_size;
@@ -426,6 +428,7 @@ public:
 				  .guest_phys_addr = bench::other_gpa,
 				  .memory_size = chosen.other_mib << 20,
 				  .userspace_addr = other_.page(0)},
+			.all_touched = chosen.whole,
 		};
 		const auto is_asked_for = [&](bool zaps_all) {
 			return std::ranges::any_of(chosen_.ways, [&](way how) {
@@ -761,6 +764,7 @@ options parse(int argc, char **argv)
 		.number("block", block, 0, 60000)
 		.number("guest", chosen.guest_mib, 64, 2048)
 		.flag("huge", huge)
+		.flag("whole", chosen.whole)
 		.number("other", chosen.other_mib, 1, 256)
 		.parse(argc, argv);
 	chosen.block = std::chrono::milliseconds(block);

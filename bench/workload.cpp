@@ -98,8 +98,9 @@ private:
 class splitting : public there_and_back {
 public:
 	splitting(const memory &of, std::uint64_t middle, bool readonly)
-	    : there_and_back("split", "merge"), begin_(of.pages / 2), middle_(middle)
+	    : there_and_back("split", "merge"), begin_(of.pages / 2)
 	{
+		constexpr std::uint64_t around = 64;
 		const slots slots(of);
 		const std::uint64_t end = begin_ + middle;
 
@@ -109,18 +110,18 @@ public:
 			slots.at(1, begin_, middle, begin_, readonly),
 			slots.at(2, end, of.pages - end, end),
 		};
+		touched_ = of.all_touched ? slots::touch(0, of.pages)
+					  : slots::touch(begin_ - around, 2 * around);
 	}
 
 	[[nodiscard]] guests::watched_pages touched() const override
 	{
-		const std::uint64_t around = std::min<std::uint64_t>(begin_, 64);
-
-		return slots::touch(begin_ - around, 2 * around);
+		return touched_;
 	}
 
 private:
 	std::uint64_t begin_;
-	std::uint64_t middle_;
+	guests::watched_pages touched_;
 };
 
 /* A quarter of the memory in the middle, so that the bounds are those of huge pages, too. */

@@ -77,6 +77,8 @@ struct memory {
 	std::uint64_t pages;
 	/* that of vCPUs that look on */
 	memslot::region other;
+	/* all of it is touched, where a workload would choose a part around what changes */
+	bool all_touched = false;
 };
 
 struct workload_kind {
