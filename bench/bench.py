@@ -43,23 +43,29 @@ SCENARIOS = {
 VCPUS = (1, 2, 4, 8, 16, 24)
 GIB = 1024  # MiB
 # The runs with a guest of a GiB: what is special about each, by name
-SPECIAL = {
+SPECIAL: dict[str, tuple[str, int, list[object]]] = {
     "ro-flip, 1 GiB": ("ro-flip", 4, ["--guest", GIB]),
     "split-merge, 1 GiB": ("split-merge", 1, ["--guest", GIB, "--whole"]),
     "split-merge, 1 GiB, huge pages": ("split-merge", 1, ["--guest", GIB, "--whole", "--huge"]),
 }
-COUNTED_ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class Effort:
     vcpus: Sequence[int]
-    seconds: int  # in which turns begin, for each run; the turns that have begun take their time
+    turns: Sequence[str]  # options of guest_bench: how many turns, and how long
+    counted_vcpus: Sequence[int]  # the same on the machine that counts instructions, where no noise asks for many
+    counted_turns: Sequence[str]
     memory: int  # of the VM, MiB
 
 
-FULL = Effort(VCPUS, 15, 4096)
-QUICK = Effort((1, 2), 1, 2048)
+FULL = Effort(VCPUS, ("--seconds", "12"), (1, 2, 4), ("--seconds", "0", "--rounds", "3"), 4096)
+QUICK = Effort((1, 2), ("--seconds", "0", "--block", "40"), (1,), ("--seconds", "0", "--block", "20"), 2048)
+# Of single changes, and of three at once
+INSTRUCTIONS = {
+    name: ["--scenario", name, "--vcpus", "0", "--seconds", "0", "--rounds", "20", "--block", "0", "--ways", "kvm,park,fence"]
+    for name in ("single", "split-merge")
+}
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,26 @@ class Plan:
     vcpus: int
     arguments: list[str]
 
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.vcpus} vCPU{'s' if self.vcpus != 1 else ''}"
 
-def plans(scenarios: Sequence[str], vcpus: Sequence[int], seconds: int, *, special: bool) -> list[Plan]:
-    found = [
-        Plan(name, count, ["--scenario", name, "--vcpus", str(count), "--seconds", str(seconds)])
-        for name in scenarios
-        for count in vcpus
+
+def plans(scenarios: Sequence[str], vcpus: Sequence[int], turns: Sequence[str], *, special: bool) -> list[Plan]:
+    wanted: list[tuple[str, str, int, list[object]]] = [(name, name, count, []) for name in scenarios for count in vcpus]
+    if special:
+        wanted += [(name, scenario, count, more) for name, (scenario, count, more) in SPECIAL.items() if scenario in scenarios]
+    return [
+        Plan(name, count, ["--scenario", scenario, "--vcpus", str(count), *turns, *map(str, more)])
+        for name, scenario, count, more in wanted
     ]
-    for name, (scenario, count, more) in SPECIAL.items():
-        if special and scenario in scenarios:
-            arguments = ["--scenario", scenario, "--vcpus", str(count), "--seconds", str(seconds), *map(str, more)]
-            found.append(Plan(name, count, arguments))
-    return found
+
+
+def measure(chosen: Sequence[Plan], kernel: str, **machine: Any) -> list[Run]:
+    if not chosen:
+        return []
+    found = reports(BENCH, [plan.arguments for plan in chosen], kernel, titles=[plan.title for plan in chosen], **machine)
+    return [Run(plan.name, plan.vcpus, report, figures_of(report)) for plan, report in zip(chosen, found)]
 
 
 def milliseconds(nanoseconds: float | None) -> str:
@@ -135,12 +149,12 @@ def instruction_table(counted: Json) -> str:
 
 
 def aim_table(summary: Json) -> str:
-    rows: list[Sequence[str]] = [("", "to reach", "seen", "")]
+    rows: list[Sequence[str]] = [("", "by", "to reach", "seen", "")]
     words = {None: "not measured", True: "reached", False: "NOT reached"}
     for aim in aims(summary):
         seen = "" if aim.seen is None else f"{aim.seen:g}"
-        rows.append((aim.told, f"{'≥' if aim.least else '≤'} {aim.value:g}", seen, words[aim.reached]))
-    return aligned(rows, 1)
+        rows.append((aim.told, aim.clock, f"{'≥' if aim.least else '≤'} {aim.value:g}", seen, words[aim.reached]))
+    return aligned(rows, 2)
 
 
 def plot(name: str, runs: Sequence[Run], output: Path) -> None:
@@ -151,6 +165,7 @@ def plot(name: str, runs: Sequence[Run], output: Path) -> None:
     figure, ((times, speed), (gaps, often)) = pyplot.subplots(2, 2, figsize=(12, 8))
     kind = list(runs[0].figures["fence"]["times"])[-1]
     counts = [run.vcpus for run in runs]
+    shown = runs[min(2, len(runs) - 1)]
     for way, told in WAYS.items():
         found = [run.figures.get(way, {}) for run in runs]
         if not all("times" in each for each in found):
@@ -158,7 +173,6 @@ def plot(name: str, runs: Sequence[Run], output: Path) -> None:
         times.plot(counts, [(median(run, way, kind) or 0) / 1e6 for run in runs], marker="o", label=told)
         speed.plot(counts, [each["witness_share"] for each in found], marker="o", label=told)
         gaps.plot(counts, [each["witness_gap"]["median_ns"] / 1e6 for each in found], marker="o", label=told)
-        shown = max(run for run in runs if run.vcpus <= 4 or run is runs[0]) if len(runs) == 1 else runs[min(2, len(runs) - 1)]
         bars = shown.figures[way]["histogram"]
         often.plot([ns / 1e6 for ns, _ in bars], [count for _, count in bars], marker=".", label=told)
     gaps.plot(counts, [run.figures["fence"]["undisturbed_gap"]["median_ns"] / 1e6 for run in runs], "k:", label="undisturbed")
@@ -166,7 +180,7 @@ def plot(name: str, runs: Sequence[Run], output: Path) -> None:
     often.plot([ns / 1e6 for ns, _ in bars], [count for _, count in bars], "k:", label="undisturbed")
     for axes, title, scale in (
         (times, f"{kind}: median, ms", "log"), (speed, "speed of witnesses, as a share of undisturbed speed", "linear"),
-        (gaps, "longest gap of a witness in 100 ms: median, ms", "log"),
+        (gaps, "longest gap of a witness in a block: median, ms", "log"),
     ):  # fmt: skip
         axes.set_title(title, fontsize="medium")
         axes.set_yscale(scale)
@@ -186,59 +200,73 @@ def plot(name: str, runs: Sequence[Run], output: Path) -> None:
     pyplot.close(figure)
 
 
-def write(runs: Sequence[Run], summary: Json, output: Path) -> None:
-    (output / "results.json").write_text(
-        json.dumps([{"name": run.name, "vcpus": run.vcpus, "figures": run.figures, "report": run.report} for run in runs]) + "\n"
-    )
+def write(machines: dict[str, Sequence[Run]], summary: Json, output: Path) -> None:
+    results = [
+        {"clock": clock, "name": run.name, "vcpus": run.vcpus, "figures": run.figures, "report": run.report}
+        for clock, runs in machines.items()
+        for run in runs
+    ]
+    (output / "results.json").write_text(json.dumps(results) + "\n")
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (output / "samples.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("scenario", "vcpus", "way", "transaction", "ns"))
-        for run in runs:
-            for way, seen in run.report["ways"].items():
+        writer.writerow(("clock", "scenario", "vcpus", "way", "transaction", "ns"))
+        for result in results:
+            for way, seen in result["report"]["ways"].items():
                 for kind, samples in seen["ns"].items():
-                    writer.writerows((run.name, run.vcpus, way, kind, ns) for ns in samples)
+                    writer.writerows((result["clock"], result["name"], result["vcpus"], way, kind, ns) for ns in samples)
+
+
+def show(machines: dict[str, Sequence[Run]], summary: Json) -> None:
+    for clock, runs in machines.items():
+        for name in dict.fromkeys(run.name for run in runs):
+            some = [run for run in runs if run.name == name]
+            print(f"\n{name}, by {clock}: {SCENARIOS[name.partition(',')[0]]}\n{table(some)}")
+    if summary["instructions"]:
+        print(f"\nNo vCPU running, in thousands of instructions:\n{instruction_table(summary['instructions'])}")
+    print(
+        f"\nBy time: the clock of an emulated machine with {summary['cores']} processors, whose host had a load average of"
+        f" {summary['load_average']:.1f}.\nBy instructions: one emulated processor, whose clock counts an instruction as a"
+        " nanosecond; each run of it is the same.\nCounts are exact in either."
+    )
+    print(f"\n{aim_table(summary)}")
 
 
 def main() -> None:
     begin = time.monotonic()
     parser = common_options("What a guest notices of memslot changes; use `make bench`, which builds all it needs.", "bench")
     add = parser.add_argument
-    add("--scenario", choices=[*SCENARIOS, "single"], nargs="+", help="default: all; single: one change of each kind, in instructions")
+    add("--scenario", choices=[*SCENARIOS, *INSTRUCTIONS], nargs="+", help="default: all; single: one change of each kind, in instructions")
     add("--quick", action="store_true", help="few samples, for 1 and 2 vCPUs: a look in three minutes")
-    add("--vcpus", type=at_least(1), nargs="+", help=f"default: {FULL.vcpus}, {QUICK.vcpus} with --quick")
-    add("--seconds", type=at_least(1), help=f"of turns, for each scenario and number of vCPUs; default: {FULL.seconds}, {QUICK.seconds} with --quick")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL
     if subprocess.run([str(SETUP), "python3-matplotlib"], check=False).returncode:
         sys.exit("bench: packages that draw the plots are missing, see above")
     arguments.output.mkdir(parents=True, exist_ok=True)
     scenarios = arguments.scenario or [*SCENARIOS, "single"]
-    chosen = plans(
-        [name for name in scenarios if name != "single"], arguments.vcpus or effort.vcpus, arguments.seconds or effort.seconds,
-        special=not arguments.quick and not arguments.vcpus,
-    )  # fmt: skip
-    titles = [f"{plan.name}, {plan.vcpus} vCPUs" for plan in chosen]
-    found = reports(BENCH, [plan.arguments for plan in chosen], arguments.kernel, titles=titles, memory=effort.memory) if chosen else []
-    runs = [Run(plan.name, plan.vcpus, report, figures_of(report)) for plan, report in zip(chosen, found)]
-    counted = None
-    if "single" in scenarios:
-        words = ["--scenario", "single", "--vcpus", "0", "--seconds", "0", "--rounds", str(COUNTED_ROUNDS), "--block", "0"]
-        (counted,) = reports(BENCH, [[*words, "--ways", "kvm,park,fence"]], arguments.kernel, counting=True)
-    cores = len(os.sched_getaffinity(0))
-    summary = {**summarize(runs, cores, counted), "kernel": arguments.kernel, "load_average": os.getloadavg()[1]}
-    write(runs, summary, arguments.output)
-    for name in dict.fromkeys(run.name for run in runs):
-        some = [run for run in runs if run.name == name]
-        plot(name, some, arguments.output)
-        print(f"\n{name}: {SCENARIOS[name.partition(',')[0]]}\n{table(some)}")
-    if summary["instructions"]:
-        print(f"\nOne change, no vCPU running, in thousands of instructions:\n{instruction_table(summary['instructions'])}")
-    print(
-        "\nTimes are those of the test VM's clock, and gaps of its TSC: of an emulated machine, here with a load average of"
-        f" {summary['load_average']:.1f} on {cores} cores.  Counts and instructions are exact."
+    with_vcpus = [name for name in scenarios if name in SCENARIOS]
+    timed = measure(
+        plans(with_vcpus, effort.vcpus, effort.turns, special=not arguments.quick), arguments.kernel, memory=effort.memory
     )
-    print(f"\n{aim_table(summary)}")
+    counted = measure(
+        [
+            *plans(with_vcpus, effort.counted_vcpus, effort.counted_turns, special=False),
+            *(Plan(name, 0, words) for name, words in INSTRUCTIONS.items() if name in scenarios),
+        ],
+        arguments.kernel,
+        counting=True,
+    )
+    without_vcpus = [run for run in counted if not run.vcpus]
+    machines = {"time": timed, "instructions": [run for run in counted if run.vcpus]}
+    summary = {
+        **summarize(machines["time"], machines["instructions"], without_vcpus, len(os.sched_getaffinity(0))),
+        "kernel": arguments.kernel,
+        "load_average": os.getloadavg()[1],
+    }
+    write({**machines, "instructions": counted}, summary, arguments.output)
+    for name in dict.fromkeys(run.name for run in timed):
+        plot(name, [run for run in timed if run.name == name], arguments.output)
+    show(machines, summary)
     print(f"{time.monotonic() - begin:.0f} seconds; {arguments.output} has each sample, and a plot for each scenario.")
 
 

@@ -20,6 +20,8 @@ WAYS = {
     "fence": "memslot",
     "replace-all": "memslot, told all slots",
 }
+# After these each page that is written to faults once, on purpose
+DIRTYING = {"log", "unlog"}
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
@@ -128,9 +130,9 @@ def by_vcpus(runs: Iterable[Run], figure: Any) -> Json:
     return found
 
 
-def gap_ratio(run: Run, of: str, way: str, gaps: str) -> float | None:
+def gap_ratio(run: Run, way: str, gaps: str) -> float | None:
     """The median of witnesses' longest gaps with memslot, beside other ones."""
-    ours, other = run.figures[of]["witness_gap"], run.figures.get(way, {}).get(gaps)
+    ours, other = run.figures["fence"]["witness_gap"], run.figures.get(way, {}).get(gaps)
     return ratio(ours["median_ns"], other["median_ns"]) if ours and other else None
 
 
@@ -150,47 +152,60 @@ def most_faults(runs: Iterable[Run], kind: str, counted: str = "faults") -> int 
     return max(found, default=None)
 
 
-def instructions(report: Json | None) -> Json | None:
-    """Of one change of each kind, from a machine whose nanoseconds are instructions."""
-    if report is None:
-        return None
-    by_way = {way: seen["ns"] for way, seen in report["ways"].items()}
-    return {
-        kind: {
-            **{way: statistics.median(kinds[kind]) for way, kinds in by_way.items()},
-            "ratio": ratio(statistics.median(by_way["fence"][kind]), statistics.median(by_way["kvm"][kind])),
-        }
-        for kind in by_way["fence"]
-    }
+def instructions(runs: Iterable[Run]) -> Json | None:
+    """By kind of transaction, of runs without vCPUs on a machine whose nanoseconds are instructions."""
+    found: Json = {}
+    for run in runs:
+        for kind in run.figures["fence"]["times"]:
+            of_ways = {way: median(run, way, kind) for way in run.figures if "times" in run.figures[way]}
+            found[kind] = {**of_ways, "ratio": ratio(of_ways["fence"], of_ways["kvm"])}
+    return found or None
 
 
-def summarize(runs: Sequence[Run], cores: int, counted: Json | None) -> Json:
-    """What is to be known of all runs; what was not measured is empty or null."""
-    split = [run for run in runs if run.name == "split-merge"]
-    at = {run.vcpus: of_all_kinds(run, "fence") for run in split}
-    splits = [run for run in runs if run.name.startswith("split-merge")]
-    elsewhere = [
-        counts["faults_elsewhere"] for run in runs for counts in run.figures["fence"]["counted"].values()
-    ]  # fmt: skip
+def of_witnesses(runs: Sequence[Run]) -> Json:
+    """By scenario and number of vCPUs: how fast witnesses were, and the longest gaps that they saw."""
     return {
         "witness_share": by_vcpus(runs, lambda run: run.figures["fence"]["witness_share"]),
         "witness_share_kvm": by_vcpus(runs, lambda run: run.figures.get("kvm", {}).get("witness_share")),
-        "witness_gap_vs_kvm": by_vcpus(runs, lambda run: gap_ratio(run, "fence", "kvm", "witness_gap")),
-        "witness_gap_vs_undisturbed": by_vcpus(runs, lambda run: gap_ratio(run, "fence", "fence", "undisturbed_gap")),
+        "witness_gap_vs_kvm": by_vcpus(runs, lambda run: gap_ratio(run, "kvm", "witness_gap")),
+        "witness_gap_vs_undisturbed": by_vcpus(runs, lambda run: gap_ratio(run, "fence", "undisturbed_gap")),
+    }
+
+
+def of_times(runs: Sequence[Run], cores: int) -> Json:
+    """How many times longer other ways take than memslot."""
+    split = [run for run in runs if run.name == "split-merge"]
+    at = {run.vcpus: of_all_kinds(run, "fence") for run in split}
+    return {
         "vs_pause": {str(run.vcpus): ratio(of_all_kinds(run, "pause"), of_all_kinds(run, "fence")) for run in split},
         "vs_kvm": by_vcpus(runs, lambda run: versus(run, "kvm")),
         "replace_all": by_vcpus(runs, lambda run: versus(run, "replace-all")),
         "growth_1_to_cores": ratio(at.get(cores), at.get(1)),
+    }
+
+
+def summarize(timed: Sequence[Run], counted: Sequence[Run], without_vcpus: Sequence[Run], cores: int) -> Json:
+    """What is to be known of all runs; what was not measured is empty or null.
+
+    by_instructions is the same of the machine whose clock counts them: one processor, and no noise.
+    """
+    runs = [*timed, *counted]
+    splits = [run for run in runs if run.name.startswith("split-merge")]
+    kinds = {kind for run in runs for kind in run.figures["fence"]["counted"]}
+    return {
+        **of_witnesses(timed),
+        **of_times(timed, cores),
+        "by_instructions": {**of_witnesses(counted), **of_times(counted, cores)},
         "faults_after_split": most_faults(splits, "split"),
         "faults_after_merge": most_faults(splits, "merge"),
-        "faults_elsewhere": max(elsewhere, default=None),
+        "faults_elsewhere": max((most_faults(runs, kind, "faults_elsewhere") or 0 for kind in kinds - DIRTYING), default=None),
         "eintr_per_commit": by_vcpus(runs, lambda run: ratio(run.figures["fence"]["eintr"], run.figures["fence"]["transactions"])),
         "holes": {
             way: sum(run.figures[way]["holes"] for run in runs if way in run.figures)
             for way in WAYS
             if any("holes" in run.figures.get(way, {}) for run in runs)
         },
-        "instructions": instructions(counted),
+        "instructions": instructions(without_vcpus),
         "cores": cores,
     }
 
@@ -200,6 +215,7 @@ class Aim:
     """A figure that is to be reached."""
 
     told: str
+    clock: str  # what it is measured by
     least: bool  # else it is the most that it may be
     value: float
     seen: float | None
@@ -218,32 +234,34 @@ def extreme(take: Any, values: Iterable[float | None]) -> float | None:
 
 def aims(summary: Json) -> list[Aim]:
     """To reach, and seen; of several runs the worst."""
+    exact = summary["by_instructions"]
+    witnesses, clock = (exact, "instructions") if exact["witness_share"] else (summary, "time")
     few = ("1", "2", "4")
 
     def worst_of_few(name: str, take: Any) -> float | None:
-        return extreme(take, (of.get(vcpus) for of in summary[name].values() for vcpus in few))
+        return extreme(take, (of.get(vcpus) for of in witnesses[name].values() for vcpus in few))
 
-    def versus_kvm(scenario: str, kind: str) -> float | None:
-        return extreme(min, (kinds.get(kind) for kinds in summary["vs_kvm"].get(scenario, {}).values()))
+    def worst(way: str, scenario: str, kind: str, take: Any = min) -> float | None:
+        return extreme(take, (kinds.get(kind) for kinds in summary[way].get(scenario, {}).values()))
 
-    layout = extreme(max, (kinds.get("three of 4000") for kinds in summary["replace_all"].get("layout", {}).values()))
     counted = summary["instructions"] or {}
+    eintr = extreme(max, (n for of in summary["eintr_per_commit"].values() for n in of.values()))
     found = [
-        Aim("witnesses' share of their speed, 1, 2 and 4 vCPUs", True, 0.95, worst_of_few("witness_share", min)),
-        Aim("witnesses' gap beside an undisturbed one, 1, 2, 4", False, 1, worst_of_few("witness_gap_vs_undisturbed", max)),
-        Aim("window: map, times faster than KVM", True, 1, versus_kvm("window", "map")),
-        Aim("window: unmap, times faster than KVM", True, 1, versus_kvm("window", "unmap")),
-        Aim("EINTRs per commit", False, 0, extreme(max, (n for of in summary["eintr_per_commit"].values() for n in of.values()))),
-        Aim("three changes, times faster than pause, 1 vCPU", True, 10, summary["vs_pause"].get("1")),
-        Aim("three changes, times faster than pause, worst", True, 3, extreme(min, summary["vs_pause"].values())),
-        Aim("512 deletes, times faster than one by one", True, 50, versus_kvm("plug", "delete 512")),
-        Aim("512 creates, times faster than one by one", True, 4, versus_kvm("plug", "create 512")),
-        Aim("4000 slots: replace-all beside the difference", False, 2, layout),
-        Aim("page faults after a split", False, 0, summary["faults_after_split"]),
-        Aim("page faults after a merge", False, 0, summary["faults_after_merge"]),
-        Aim("page faults on other memory", False, 0, summary["faults_elsewhere"]),
-        Aim("holes", False, 0, summary["holes"].get("fence")),
+        Aim("witnesses' share of their speed, 1, 2 and 4 vCPUs", clock, True, 0.95, worst_of_few("witness_share", min)),
+        Aim("their gap beside an undisturbed one", clock, False, 1, worst_of_few("witness_gap_vs_undisturbed", max)),
+        Aim("window: map, times faster than KVM", "time", True, 1, worst("vs_kvm", "window", "map")),
+        Aim("window: unmap, times faster than KVM", "time", True, 1, worst("vs_kvm", "window", "unmap")),
+        Aim("three changes, times faster than pause, 1 vCPU", "time", True, 10, summary["vs_pause"].get("1")),
+        Aim("three changes, times faster than pause, worst", "time", True, 3, extreme(min, summary["vs_pause"].values())),
+        Aim("512 deletes, times faster than one by one", "time", True, 50, worst("vs_kvm", "plug", "delete 512")),
+        Aim("512 creates, times faster than one by one", "time", True, 4, worst("vs_kvm", "plug", "create 512")),
+        Aim("4000 slots: replace-all beside the difference", "time", False, 2, worst("replace_all", "layout", "three of 4000", max)),
+        Aim("EINTRs per commit", "count", False, 0, eintr),
+        Aim("page faults after a split", "count", False, 0, summary["faults_after_split"]),
+        Aim("page faults after a merge", "count", False, 0, summary["faults_after_merge"]),
+        Aim("page faults on other memory", "count", False, 0, summary["faults_elsewhere"]),
+        Aim("holes", "count", False, 0, summary["holes"].get("fence")),
     ]
     for kind, most in {"create": 1.05, "log": 1.05, "unlog": 1.05, "delete": 1.1, "move": 1.1}.items():
-        found.append(Aim(f"{kind}: instructions beside KVM's", False, most, counted.get(kind, {}).get("ratio")))
+        found.append(Aim(f"{kind}: instructions beside KVM's", "instructions", False, most, counted.get(kind, {}).get("ratio")))
     return found

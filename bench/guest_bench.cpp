@@ -21,6 +21,7 @@
 #include <map>
 #include <optional>
 #include <stdexcept>
+#include <sys/prctl.h>
 #include <x86intrin.h>
 
 namespace {
@@ -133,10 +134,10 @@ struct prepared {
 	memslot::batch whole;
 };
 
-/* What a thread did for some time. */
+/* When a thread began something, from the block's beginning, and how long it used the processor for it. */
 struct burst {
+	std::chrono::nanoseconds at;
 	std::chrono::nanoseconds computing;
-	std::chrono::nanoseconds whole;
 };
 
 std::chrono::nanoseconds processor_time()
@@ -575,7 +576,7 @@ private:
 			disturb(on, how, all, done);
 			looking_on.end(to.looking_on);
 			observation undisturbed(vm, 0, vm.vcpus());
-			repeat(done, on.workload().period());
+			repeat(done);
 			undisturbed.end(to.undisturbed);
 		}
 		measure(on, how, all);
@@ -600,6 +601,7 @@ private:
 		     std::vector<burst> &done)
 	{
 		const auto period = on.workload().period();
+		const auto block = clock::now();
 		record &to = record_of(how);
 
 		for_a_block(all, [&](const prepared &each) {
@@ -608,21 +610,23 @@ private:
 
 			on.make(how, each, to);
 			to.transactions++;
-			done.push_back({processor_time() - computing, clock::now() - begin});
+			done.push_back({begin - block, processor_time() - computing});
 			std::this_thread::sleep_until(begin + period);
 		});
+		/* Where the last one ended */
+		done.push_back({clock::now() - block, 0ns});
 	}
 
-	/* Uses the processor in the same way, and sleeps as long, without any change. */
-	static void repeat(const std::vector<burst> &done, std::chrono::nanoseconds period)
+	/* Uses the processor in the same way at the same times, without any change. */
+	static void repeat(const std::vector<burst> &done)
 	{
-		for (const burst &each : done) {
-			const auto begin = clock::now();
-			const auto computing = processor_time() + each.computing;
+		const auto block = clock::now();
 
+		for (const burst &each : done) {
+			std::this_thread::sleep_until(block + each.at);
+			const auto computing = processor_time() + each.computing;
 			while (processor_time() < computing)
 				;
-			std::this_thread::sleep_until(begin + std::max(period, each.whole));
 		}
 	}
 
@@ -795,6 +799,9 @@ int run(int argc, char **argv)
 	options chosen = parse(argc, argv);
 
 	choose_ways(chosen);
+	/* Sleeps of less than its 50 us else last as long */
+	if (prctl(PR_SET_TIMERSLACK, 1UL))
+		guests::fail("PR_SET_TIMERSLACK");
 	bench_run run(chosen, scenario_called(chosen.scenario));
 	run.run();
 	run.print();
