@@ -15,8 +15,8 @@ namespace bench {
 namespace {
 
 /*
- * struct kvm_stats_desc without the name behind it: in Debian 12's <linux/kvm.h> the struct has another
- * size in C++ than in C.
+ * struct kvm_stats_desc without the name behind it: in Debian 12's <linux/kvm.h> the struct has
+ * another size in C++ than in C.
  */
 struct statistic_head {
 	std::uint32_t flags;
@@ -32,7 +32,8 @@ std::uint32_t kprobe_type()
 	std::uint32_t type = 0;
 
 	if (!(file >> type))
-		throw std::runtime_error("this kernel's perf events cannot count calls of functions");
+		throw std::runtime_error(
+			"this kernel's perf events cannot count calls of functions");
 	return type;
 }
 
@@ -42,7 +43,7 @@ void read_at(int fd, std::uint64_t offset, type *to, std::size_t count)
 	const std::size_t bytes = count * sizeof(type);
 
 	if (pread(fd, to, bytes, static_cast<off_t>(offset)) != static_cast<ssize_t>(bytes))
-		guests::fail("reading a vCPU's statistics");
+		guests::fail("reading KVM's statistics");
 }
 
 } // namespace
@@ -55,8 +56,8 @@ calls_of::calls_of(std::initializer_list<const char *> functions)
 	attributes.size = sizeof(attributes);
 	for (const char *name : functions) {
 		attributes.kprobe_func = reinterpret_cast<std::uintptr_t>(name);
-		fd_ = static_cast<int>(syscall(SYS_perf_event_open, &attributes, 0, -1, -1,
-					       PERF_FLAG_FD_CLOEXEC));
+		fd_ = static_cast<int>(
+			syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
 		if (fd_ >= 0)
 			return;
 	}
@@ -82,11 +83,11 @@ std::uint64_t calls_of::value() const
 	return count;
 }
 
-vcpu_statistic::vcpu_statistic(int vcpu_fd, std::string_view name)
+statistic::statistic(int fd, std::string_view name)
 {
 	kvm_stats_header header{};
 
-	fd_ = ioctl(vcpu_fd, KVM_GET_STATS_FD, nullptr);
+	fd_ = ioctl(fd, KVM_GET_STATS_FD, nullptr);
 	if (fd_ < 0)
 		guests::fail("KVM_GET_STATS_FD");
 	read_at(fd_, 0, &header, 1);
@@ -107,18 +108,18 @@ vcpu_statistic::vcpu_statistic(int vcpu_fd, std::string_view name)
 	throw std::runtime_error("this KVM has no statistic " + std::string(name));
 }
 
-vcpu_statistic::vcpu_statistic(vcpu_statistic &&other) noexcept
+statistic::statistic(statistic &&other) noexcept
     : fd_(std::exchange(other.fd_, -1)), offset_(other.offset_)
 {
 }
 
-vcpu_statistic::~vcpu_statistic()
+statistic::~statistic()
 {
 	if (fd_ >= 0)
 		close(fd_);
 }
 
-std::uint64_t vcpu_statistic::value() const
+std::uint64_t statistic::value() const
 {
 	std::uint64_t number = 0;
 

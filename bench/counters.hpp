@@ -30,15 +30,15 @@ private:
 	int fd_ = -1;
 };
 
-/* One statistic of a vCPU, by KVM's name for it (pf_fixed, ...). */
-class vcpu_statistic {
+/* One statistic of a VM or a vCPU, by KVM's name for it (pages_2m, pf_fixed, ...). */
+class statistic {
 public:
-	vcpu_statistic(int vcpu_fd, std::string_view name);
-	~vcpu_statistic();
-	vcpu_statistic(vcpu_statistic &&other) noexcept;
-	vcpu_statistic &operator=(vcpu_statistic &&) = delete;
-	vcpu_statistic(const vcpu_statistic &) = delete;
-	vcpu_statistic &operator=(const vcpu_statistic &) = delete;
+	statistic(int fd, std::string_view name);
+	~statistic();
+	statistic(statistic &&other) noexcept;
+	statistic &operator=(statistic &&) = delete;
+	statistic(const statistic &) = delete;
+	statistic &operator=(const statistic &) = delete;
 
 	[[nodiscard]] std::uint64_t value() const;
 

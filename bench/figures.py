@@ -40,6 +40,27 @@ def times(samples: Sequence[float]) -> Json:
     }
 
 
+def median_error(samples: Sequence[float]) -> float:
+    """Relative standard error of the median, from the distance of the quartiles: outliers count as little as they do for it."""
+    ordered, count = sorted(samples), len(samples)
+    # As for a normal distribution, whose quartiles are 1.349 standard deviations apart
+    return 1.2533 * (ordered[count * 3 // 4] - ordered[count // 4]) / 1.349 / math.sqrt(count) / ordered[count // 2]
+
+
+def compare(report: Json, kinds: Sequence[str]) -> Json:
+    """KVM's calls one by one beside a commit, of transactions of these kinds together."""
+    by_way = {
+        name: [ns for kind in kinds for ns in report["ways"][way]["ns"][kind]]
+        for name, way in {"one_by_one": "kvm", "batched": "fence"}.items()
+    }
+    return {
+        "samples": len(by_way["batched"]),
+        **{f"{name}_ns": statistics.median(samples) for name, samples in by_way.items()},
+        # Of fewer there is none
+        "ratio_error": math.hypot(*map(median_error, by_way.values())) if len(by_way["batched"]) >= 4 else None,
+    }
+
+
 def ratio(one: float | None, other: float | None) -> float | None:
     return None if one is None or not other else round(one / other, 3)
 

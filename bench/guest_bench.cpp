@@ -4,9 +4,9 @@
  * that there is, by turns in one run.  Prints what it has seen; bench.py makes figures of it.
  *
  * A turn is three blocks of some time each.  In the first all vCPUs look on: they touch memory that
- * does not change.  In the second they do so, too, but this thread only uses the processor as it did
- * in the first one.  In the third a vCPU touches what changes, and each transaction begins when all
- * vCPUs have all their memory mapped; these are the transactions that are timed.
+ * does not change.  In the second they do so, too, but this thread only uses the processor as it
+ * did in the first one.  In the third a vCPU touches what changes, and each transaction begins when
+ * all vCPUs have all their memory mapped; these are the transactions that are timed.
  */
 #include "command_line.hpp"
 #include "counters.hpp"
@@ -134,7 +134,8 @@ struct prepared {
 	memslot::batch whole;
 };
 
-/* When a thread began something, from the block's beginning, and how long it used the processor for it. */
+/* When a thread began something, from the block's beginning, and how long it used the processor for
+ * it. */
 struct burst {
 	std::chrono::nanoseconds at;
 	std::chrono::nanoseconds computing;
@@ -156,8 +157,8 @@ std::uint64_t count_of(std::chrono::nanoseconds time)
 /* A VM with the workload's slots, and where it stands. */
 class machine {
 public:
-	machine(const options &chosen, const bench::workload_kind &kind, const bench::memory &memory,
-		bool zaps_all)
+	machine(const options &chosen, const bench::workload_kind &kind,
+		const bench::memory &memory, bool zaps_all)
 	    : vm_(chosen.vcpus), workload_(kind.make(memory)), other_(memory.other)
 	{
 		if (!zaps_all)
@@ -250,6 +251,12 @@ public:
 		return sum;
 	}
 
+	/* How many pages of 2 MiB KVM has mapped. */
+	[[nodiscard]] std::uint64_t pages_2m() const
+	{
+		return pages_2m_.value();
+	}
+
 	/* Of the last commit that make() made. */
 	[[nodiscard]] std::uint32_t grace_periods() const
 	{
@@ -314,7 +321,8 @@ private:
 	std::size_t stage_ = 0;
 	memslot::batch batch_;
 	std::uint32_t grace_periods_ = 0;
-	std::vector<bench::vcpu_statistic> faults_;
+	std::vector<bench::statistic> faults_;
+	bench::statistic pages_2m_{vm_.fd(), "pages_2m"};
 };
 
 /* What vCPUs count, from one moment to another. */
@@ -477,6 +485,7 @@ public:
 			.add("vcpus", chosen_.vcpus)
 			.add("guest_mib", chosen_.guest_mib)
 			.add("huge", chosen_.kind == guests::pages_of::mib_2)
+			.add("pages_2m", pages_2m_)
 			.add("other_mib", chosen_.other_mib)
 			.add("ticks_per_ns",
 			     ticks / std::chrono::duration<double, std::nano>(clock::now() - begin_)
@@ -499,8 +508,7 @@ private:
 	/* Each stage, and each way in it, another one first each time; only its VM runs. */
 	void for_each_turn(unsigned int first, const std::function<void(way)> &take)
 	{
-		const std::size_t stages =
-			machine_for(chosen_.ways.front()).workload().stages();
+		const std::size_t stages = machine_for(chosen_.ways.front()).workload().stages();
 		std::size_t at = first;
 
 		for (std::size_t stage = 0; stage < stages; stage++) {
@@ -529,7 +537,8 @@ private:
 		const bool touching = on.touch();
 		const auto touched = [&] { return on.faults(0, touching); };
 		const auto elsewhere = [&] { return on.faults(touching, vm.vcpus()); };
-		const bool commits = how == way::park || how == way::fence || how == way::replace_all;
+		const bool commits = how == way::park || how == way::fence ||
+				     how == way::replace_all;
 		record ignored;
 
 		for (const prepared &each : on.cycle(how == way::replace_all)) {
@@ -545,8 +554,8 @@ private:
 			kernel.add_to(to, !commits);
 			vm.wait_for_passes();
 			to.transactions++;
-			to.deletes += static_cast<std::uint64_t>(std::ranges::count(
-				each.calls, 0, &memslot::region::memory_size));
+			to.deletes += static_cast<std::uint64_t>(
+				std::ranges::count(each.calls, 0, &memslot::region::memory_size));
 			to.calls += commits ? 1 : each.calls.size();
 			if (commits)
 				to.grace_periods += on.grace_periods();
@@ -557,6 +566,7 @@ private:
 			to.faults += touched() - touched_before;
 			to.faults_elsewhere += elsewhere() - elsewhere_before;
 		}
+		pages_2m_ = std::max(pages_2m_, on.pages_2m());
 		on.look_on();
 	}
 
@@ -712,6 +722,8 @@ private:
 	/* by whether KVM zaps all where it deletes a slot */
 	std::array<std::optional<machine>, 2> machines_;
 	std::array<record, way_names.size()> records_;
+	/* most that any VM had mapped */
+	std::uint64_t pages_2m_ = 0;
 	progress progress_;
 };
 
@@ -747,9 +759,9 @@ const bench::workload_kind &scenario_called(std::string_view name)
 	const auto found = std::ranges::find(all, name, &bench::workload_kind::name);
 
 	if (found == all.end())
-		throw guests::wrong_usage(name.empty() ? "--scenario is missing; try --help"
-						       : "no scenario is called " +
-								 std::string(name));
+		throw guests::wrong_usage(name.empty()
+						  ? "--scenario is missing; try --help"
+						  : "no scenario is called " + std::string(name));
 	return *found;
 }
 
@@ -775,6 +787,8 @@ options parse(int argc, char **argv)
 	if (huge)
 		chosen.kind = guests::pages_of::mib_2;
 	scenario_called(chosen.scenario);
+	if (chosen.whole && chosen.scenario != "split-merge" && chosen.scenario != "ro-flip")
+		throw guests::wrong_usage("--whole is for ro-flip and split-merge");
 	return chosen;
 }
 
@@ -783,8 +797,8 @@ void choose_ways(options &of)
 {
 	if (!of.ways.empty()) {
 		if (std::ranges::count(of.ways, way::kvm_zap) && !has_quirk())
-			throw guests::wrong_usage(
-				"kvm-zap: this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL (Linux 6.12 has)");
+			throw guests::wrong_usage("kvm-zap: this KVM has no "
+						  "KVM_X86_QUIRK_SLOT_ZAP_ALL (Linux 6.12 has)");
 		return;
 	}
 	of.ways = {way::kvm, way::pause, way::park, way::fence};

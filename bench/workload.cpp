@@ -16,8 +16,6 @@ using guests::layout;
 using guests::page_size;
 using memslot::region;
 
-
-
 constexpr std::uint64_t pages_of_kib(std::uint64_t size)
 {
 	return size * 1024 / page_size;
@@ -198,8 +196,8 @@ private:
 };
 
 /*
- * A page at random becomes READONLY and is writable again, among more and more slots: what a guest's
- * secure kernel does to the pages of the other one.
+ * A page at random becomes READONLY and is writable again, among more and more slots: what a
+ * guest's secure kernel does to the pages of the other one.
  */
 class vsm final : public workload {
 public:
@@ -432,10 +430,8 @@ public:
 	[[nodiscard]] std::vector<transaction> cycle(std::size_t) override
 	{
 		return {
-			{"create", {}, {steps_[0]}},
-			{"move", {steps_[0]}, {steps_[1]}},
-			{"log", {steps_[1]}, {steps_[2]}},
-			{"unlog", {steps_[2]}, {steps_[3]}},
+			{"create", {}, {steps_[0]}},	   {"move", {steps_[0]}, {steps_[1]}},
+			{"log", {steps_[1]}, {steps_[2]}}, {"unlog", {steps_[2]}, {steps_[3]}},
 			{"delete", {steps_[3]}, {}},
 		};
 	}
@@ -451,7 +447,8 @@ std::unique_ptr<workload> make(const memory &of)
 }
 
 constexpr std::array<workload_kind, 10> all{{
-	{"ro-flip", "a page in the middle of a slot becomes READONLY and writable again", make<ro_flip>},
+	{"ro-flip", "a page in the middle of a slot becomes READONLY and writable again",
+	 make<ro_flip>},
 	{"window", "1 MiB is mapped and unmapped, 50 times a second", make<window>},
 	{"banks", "64 KiB go round 19 host addresses, 60 times a second", make<banks>},
 	{"vsm", "pages at random become READONLY and writable again, among 1 to 4096 slots",

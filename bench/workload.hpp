@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Changes of memslots that VMMs make, as transactions that any way of making them can be timed with. */
+/* Changes of memslots that VMMs make, as transactions that any way of making them can be timed
+ * with. */
 #pragma once
 
 #include "scenario.hpp"

@@ -24,7 +24,8 @@ inline constexpr std::uint64_t hole = ~0ULL;
 inline constexpr std::uint64_t fixed = ~0ULL;
 inline constexpr std::uint64_t fixed_version = 1;
 
-/* The pages that a vCPU touches one after the other, as one word: it may change while the vCPU runs. */
+/* The pages that a vCPU touches one after the other, as one word: it may change while the vCPU
+ * runs. */
 struct watched_pages {
 	/* in pages of 4 KiB */
 	std::uint64_t first_gfn : 31;

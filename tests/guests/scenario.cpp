@@ -237,8 +237,7 @@ constexpr std::array<std::string_view, 6> names{
 bool same(const memslot::region &one, const memslot::region &other)
 {
 	return one.slot == other.slot && one.guest_phys_addr == other.guest_phys_addr &&
-	       one.memory_size == other.memory_size &&
-	       one.userspace_addr == other.userspace_addr &&
+	       one.memory_size == other.memory_size && one.userspace_addr == other.userspace_addr &&
 	       one.log_dirty_pages == other.log_dirty_pages && one.readonly == other.readonly;
 }
 

@@ -39,8 +39,8 @@ std::span<const std::string_view> scenario_names();
 std::unique_ptr<scenario> make_scenario(std::string_view name);
 
 /*
- * The calls of KVM_SET_USER_MEMORY_REGION that lead from one layout to another, slot by slot as VMMs
- * do it: a memory_size of 0 deletes.
+ * The calls of KVM_SET_USER_MEMORY_REGION that lead from one layout to another, slot by slot as
+ * VMMs do it: a memory_size of 0 deletes.
  */
 layout one_by_one(const layout &from, const layout &to);
 
