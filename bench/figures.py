@@ -173,14 +173,13 @@ def most_faults(runs: Iterable[Run], kind: str, counted: str = "faults") -> int 
     return max(found, default=None)
 
 
-def instructions(runs: Iterable[Run]) -> Json | None:
-    """By kind of transaction, of runs without vCPUs on a machine whose nanoseconds are instructions."""
+def instructions(run: Run) -> Json:
+    """By kind of transaction, of a run without vCPUs on a machine whose nanoseconds are instructions."""
     found: Json = {}
-    for run in runs:
-        for kind in run.figures["fence"]["times"]:
-            of_ways = {way: median(run, way, kind) for way in run.figures if "times" in run.figures[way]}
-            found[kind] = {**of_ways, "ratio": ratio(of_ways["fence"], of_ways["kvm"])}
-    return found or None
+    for kind in run.figures["fence"]["times"]:
+        of_ways = {way: median(run, way, kind) for way in run.figures if "times" in run.figures[way]}
+        found[kind] = {**of_ways, "ratio": ratio(of_ways["fence"], of_ways["kvm"])}
+    return found
 
 
 def of_witnesses(runs: Sequence[Run]) -> Json:
@@ -213,6 +212,7 @@ def summarize(timed: Sequence[Run], counted: Sequence[Run], without_vcpus: Seque
     runs = [*timed, *counted]
     splits = [run for run in runs if run.name.startswith("split-merge")]
     kinds = {kind for run in runs for kind in run.figures["fence"]["counted"]}
+    counted_by_scenario = {run.name: instructions(run) for run in without_vcpus}
     return {
         **of_witnesses(timed),
         **of_times(timed, cores),
@@ -226,7 +226,8 @@ def summarize(timed: Sequence[Run], counted: Sequence[Run], without_vcpus: Seque
             for way in WAYS
             if any("holes" in run.figures.get(way, {}) for run in runs)
         },
-        "instructions": instructions(without_vcpus),
+        "instructions": counted_by_scenario.get("single"),
+        "instructions_by_scenario": counted_by_scenario,
         "cores": cores,
     }
 

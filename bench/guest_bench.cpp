@@ -474,7 +474,7 @@ public:
 	{
 		object report;
 		object ways;
-		const double ticks = static_cast<double>(__rdtsc() - ticks_begin_);
+		const auto ticks = static_cast<double>(__rdtsc() - ticks_begin_);
 
 		for (const way how : chosen_.ways) {
 			const auto index = static_cast<std::size_t>(how);

@@ -119,7 +119,7 @@ public:
 
 private:
 	std::uint64_t begin_;
-	guests::watched_pages touched_;
+	guests::watched_pages touched_{};
 };
 
 /* A quarter of the memory in the middle, so that the bounds are those of huge pages, too. */

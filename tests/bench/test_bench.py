@@ -108,6 +108,7 @@ def test_summary() -> None:
     assert found["faults_after_split"] == found["faults_after_merge"] == found["faults_elsewhere"] == 0
     assert found["eintr_per_commit"]["grow"] == {"4": 0}
     assert found["holes"] == {"kvm": 12, "pause": 0, "fence": 0}
+    assert found["instructions_by_scenario"] == {"single": found["instructions"]}
     assert found["instructions"] == {"create": {"kvm": 100, "park": 110, "fence": 105, "ratio": 1.05}}
     by_name = {aim.told: aim for aim in aims(found)}
     assert by_name["three changes, times faster than pause, 1 vCPU"].reached is True
@@ -126,10 +127,12 @@ def test_every_scenario_and_count_is_planned() -> None:
     full = bench.plans(list(bench.SCENARIOS), bench.FULL.vcpus, [], special=True)
     assert len(full) == len(bench.SCENARIOS) * 6 + len(bench.SPECIAL)
     assert [plan.name for plan in bench.plans(["grow"], [1], [], special=True)] == ["grow"]
+    assert len(bench.plans_without_vcpus(list(bench.SCENARIOS), quick=False)) == len(bench.SCENARIOS) + len(bench.GUESTS)
+    assert [plan.name for plan in bench.plans_without_vcpus(list(bench.SCENARIOS), quick=True)] == ["split-merge"]
 
 
 def test_quick_run_of_one_scenario(tmp_path: Path) -> None:
-    command = [PROJECT / "bench" / "bench.py", "--quick", "--scenario", "window", "--output", tmp_path]
+    command = [str(PROJECT / "bench" / "bench.py"), "--quick", "--scenario", "window", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary: Json = json.loads((tmp_path / "summary.json").read_text())
