@@ -523,7 +523,7 @@ shared_page *vm::shared() const
 vcpu_page vm::counts(unsigned int vcpu) const
 {
 	vcpu_page *page = counts_page(vcpu);
-	std::array<std::uint64_t, std::tuple_size_v<decltype(page->gaps)>> gaps;
+	std::array<std::uint64_t, std::tuple_size_v<decltype(page->gaps)>> gaps{};
 
 	std::ranges::transform(page->gaps, gaps.begin(), look);
 	return {
