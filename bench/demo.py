@@ -229,7 +229,7 @@ def ratios(steps: Steps, effort: Effort) -> Json:
     for work in WORK:
         title = " and ".join(title for _, title in work.shown.values())
         say(f"  {title} ", end="")
-        command = [BENCH, "--scenario", work.scenario, "--ways", "kvm,fence", "--block", 0, "--other", work.mib]
+        command = [BENCH, "--scenario", work.scenario, "--ways", "kvm,fence", "--timed", "--block", 0, "--other", work.mib]
         command += ["--rounds", effort.least_rounds, "--seconds", effort.work_seconds]
         report = steps.run(title, command, with_module=True)
         if report is None:

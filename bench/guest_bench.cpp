@@ -56,6 +56,7 @@ seen as one JSON object.
   --rounds N       but so many turns of each way at least (default: 1)
   --block MS       each of the three parts of a turn; 0: one round of the
                    workload's transactions each (default: 100)
+  --timed          the third part of a turn only, and no exact counts
   --guest MIB      memory that changes, 64 ... 2048 (default: 64)
   --huge           in pages of 2 MiB
   --whole          ro-flip, split-merge: a vCPU touches all of it, not 128 pages
@@ -76,6 +77,7 @@ struct options {
 	guests::pages_of kind = guests::pages_of::kib_4;
 	std::uint64_t other_mib = 8;
 	bool whole = false;
+	bool timed = false;
 };
 
 constexpr std::uint64_t pages_per_mib = (1 << 20) / guests::page_size;
@@ -453,7 +455,7 @@ public:
 
 	void run()
 	{
-		{
+		if (!chosen_.timed) {
 			/* Gone before anything is timed */
 			kernel_counts kernel;
 
@@ -579,7 +581,7 @@ private:
 		const std::uint64_t eintr_before = vm.seen().interrupted;
 		const std::uint64_t holes_before = vm.seen().holes;
 
-		if (vm.vcpus()) {
+		if (vm.vcpus() && !chosen_.timed) {
 			std::vector<burst> done;
 			observation looking_on(vm, 0, vm.vcpus());
 
@@ -781,6 +783,7 @@ options parse(int argc, char **argv)
 		.number("guest", chosen.guest_mib, 64, 2048)
 		.flag("huge", huge)
 		.flag("whole", chosen.whole)
+		.flag("timed", chosen.timed)
 		.number("other", chosen.other_mib, 1, 256)
 		.parse(argc, argv);
 	chosen.block = std::chrono::milliseconds(block);

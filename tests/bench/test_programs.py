@@ -115,6 +115,12 @@ def test_samples_are_of_what_was_asked_for(guest_bench: Callable[..., Json]) -> 
     assert seen["touching"]["touches"] == []
 
 
+def test_nothing_but_times(guest_bench: Callable[..., Json]) -> None:
+    seen = guest_bench("window", "--ways", "fence", "--timed")["ways"]["fence"]
+    assert seen["transactions"] == 2 and seen["ns"].keys() == {"map", "unmap"}
+    assert seen["counted"] == {} and seen["looking_on"]["touches"] == []
+
+
 @pytest.mark.parametrize("huge", [[], ["--huge"]], ids=["4 KiB", "2 MiB"])
 def test_whole_guest_is_not_faulted_in_again(guest_bench: Callable[..., Json], huge: list[str]) -> None:
     report = guest_bench("split-merge", "--whole", "--ways", "fence", *huge)
