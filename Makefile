@@ -31,7 +31,7 @@ tools := $(patsubst %/Makefile,%,$(wildcard tools/*/Makefile))
 
 .PHONY: help
 help: ## show this list
-	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, QUICK, BOOTS, BATCHES, MUTATION, FUZZ_SECONDS, SOAK, CALLS, SEED;"
+	@echo "Targets (variables: KERNEL=$(KERNEL), PYTEST_ARGS, QUICK, SCENARIO, BOOTS, BATCHES, MUTATION, FUZZ_SECONDS, SOAK, CALLS, SEED;"
 	@echo "for test: KERNELS=\"$(KERNELS)\" in full, BRIEF_KERNELS=\"$(BRIEF_KERNELS)\", VENDORS=\"$(VENDORS)\" in full,"
 	@echo "BRIEF_VENDORS=\"$(BRIEF_VENDORS)\";"
 	@echo "for install: PREFIX=$(PREFIX), DESTDIR):"
@@ -105,9 +105,8 @@ demo: module memslot-run guests benchmarks ## show what the module does, in a te
 	@$(PYTHON) bench/demo.py --kernel $(KERNEL) $(if $(QUICK),--quick)
 
 .PHONY: bench
-bench: module benchmarks ## compare with KVM's own ioctl, and with pausing in userspace
-	@$(PYTHON) bench/one_slot.py --kernel $(KERNEL)
-	@$(PYTHON) bench/parking.py --kernel $(KERNEL)
+bench: module benchmarks ## compare with KVM's own ioctl, and with pausing in userspace; QUICK=1, SCENARIO="ro-flip grow"
+	@$(PYTHON) bench/bench.py --kernel $(KERNEL) $(if $(QUICK),--quick) $(if $(SCENARIO),--scenario $(SCENARIO))
 
 # Of each QEMU, for each number of vCPUs
 BOOTS ?= 50

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from figures import compare
 from in_vm import BUILD, PROJECT, Json, common_options
 from debian import DebianError
 from options import at_least
@@ -33,13 +34,13 @@ from runner import VM, Outcome, VMError
 BOOTS = PROJECT / "tests" / "system" / "boots.py"
 MEMSLOT_RUN = BUILD / "tools" / "memslot-run"
 CHURN = BUILD / "guests" / "churn"
-BENCH = BUILD / "bench" / "slot_bench"
+BENCH = BUILD / "bench" / "guest_bench"
 VCPUS = (1, 2, 4, 8)
 MODES = {"one_by_one": "one by one", "batched": "batched"}
 
 # MiB that the guest uses.  Each deletion through KVM makes it fault all of it in again, so one by one costs more
-# the larger a guest is; the small one has nothing but the memory that changes.
-SMALL_GUEST, GUEST = 0, 64
+# the larger a guest is; the small one has little but the memory that changes.
+SMALL_GUEST, GUEST = 1, 64
 
 # Seconds after which a step hangs, on a quiet machine: all are sized by time, and need a fraction of it.
 STEP_TIMEOUT = 120.0
@@ -53,30 +54,31 @@ class Effort:
     least_boots: int
     boot_seconds: float  # each way; no boot begins after that
     guest_seconds: float  # of changes, for each mode and number of vCPUs
-    work_seconds: int  # for each line of WORK, unless its ratio is known sooner
-    least_rounds: int  # of each piece of work
+    work_seconds: int  # for each line of WORK
+    least_rounds: int  # of it
 
 
-FULL = Effort(boots=10, least_boots=3, boot_seconds=40, guest_seconds=4, work_seconds=12, least_rounds=4)
-QUICK = Effort(boots=2, least_boots=1, boot_seconds=5, guest_seconds=0.5, work_seconds=2, least_rounds=2)
+FULL = Effort(boots=10, least_boots=3, boot_seconds=40, guest_seconds=4, work_seconds=8, least_rounds=4)
+QUICK = Effort(boots=2, least_boots=1, boot_seconds=5, guest_seconds=0.5, work_seconds=1, least_rounds=2)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What slot_bench shall do with a guest of some size, and what of its report is shown: key and title."""
+    """A scenario of guest_bench in a guest of some size, and what of its report is shown: by key, kinds and a title."""
 
-    work: str
+    scenario: str
     mib: int
-    shown: dict[str, tuple[str, str]]
+    shown: dict[str, tuple[Sequence[str], str]]
 
 
+THREE = ("split", "merge")
 WORK = (
-    Work("three", GUEST, {"three_changes_1_vcpu": ("three_changes", f"three changes, {GUEST} MiB guest")}),
-    Work("three", SMALL_GUEST, {"three_changes_1_vcpu_tiny_guest": ("three_changes", "three changes, 256 KiB guest")}),
+    Work("split-merge", GUEST, {"three_changes_1_vcpu": (THREE, f"three changes, {GUEST} MiB guest")}),
+    Work("split-merge", SMALL_GUEST, {"three_changes_1_vcpu_tiny_guest": (THREE, f"three changes, {SMALL_GUEST} MiB guest")}),
     Work(
-        "many",
+        "plug",
         GUEST,
-        {"delete_512_1_vcpu": ("delete_512", "delete 512 slots"), "create_512_1_vcpu": ("create_512", "create 512 slots")},
+        {"delete_512_1_vcpu": (["delete 512"], "delete 512 slots"), "create_512_1_vcpu": (["create 512"], "create 512 slots")},
     ),
 )
 
@@ -227,14 +229,14 @@ def ratios(steps: Steps, effort: Effort) -> Json:
     for work in WORK:
         title = " and ".join(title for _, title in work.shown.values())
         say(f"  {title} ", end="")
-        command = [BENCH, "--work", work.work, "--other", work.mib]
+        command = [BENCH, "--scenario", work.scenario, "--ways", "kvm,fence", "--timed", "--block", 0, "--other", work.mib]
         command += ["--rounds", effort.least_rounds, "--seconds", effort.work_seconds]
         report = steps.run(title, command, with_module=True)
         if report is None:
             continue
         say()
-        for name, (key, title) in work.shown.items():
-            ns = samples[name] = report[key]
+        for name, (kinds, title) in work.shown.items():
+            ns = samples[name] = compare(report, kinds)
             measured[name] = round(ns["one_by_one_ns"] / ns["batched_ns"], 1)
             say(
                 f"    {title:30} {ns['one_by_one_ns'] / 1e6:8.2f} ms one by one {ns['batched_ns'] / 1e6:8.2f} ms batched:"

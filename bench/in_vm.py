@@ -16,7 +16,7 @@ sys.path[:0] = [str(PROJECT / "scripts"), str(PROJECT / "vmtest")]
 from debian import DebianError  # noqa: E402
 from kernels import KERNELS  # noqa: E402
 from options import at_least  # noqa: E402
-from runner import DEFAULT_KERNEL, VM, Outcome, VMError  # noqa: E402
+from runner import DEFAULT_KERNEL, DEFAULT_MEMORY, VM, Outcome, VMError  # noqa: E402
 
 BUILD = PROJECT / "build"
 
@@ -37,18 +37,19 @@ def add_rounds(parser: argparse.ArgumentParser, default: int, of_what: str = "")
 
 
 def reports(
-    program: Path, runs: Sequence[Sequence[str]], kernel: str, *, counting: bool = False, titles: Sequence[str] = ()
+    program: Path, runs: Sequence[Sequence[str]], kernel: str, *, counting: bool = False, titles: Sequence[str] = (),
+    memory: int = DEFAULT_MEMORY,
 ) -> list[Json]:
     """What each run of a program prints; they share a VM.  Shows that they move.  Ends this program, with a message, where one fails.
 
-    counting: nanoseconds are instructions.  titles: what is said of each run, for how many there are.
+    counting: nanoseconds are instructions.  titles: what is said of each run, for how many there are.  memory: of the VM, MiB.
     """
     if not program.exists():
         sys.exit(f"bench: {program} is not built yet; run `make bench`")
     found: list[Json] = []
     print(f"{program.name} in a test VM: ", end="\n" if titles else "", flush=True)
     try:
-        with VM(kernel, module=True, counting=counting) as vm:
+        with VM(kernel, module=True, memory=memory, counting=counting) as vm:
             for number, arguments in enumerate(runs):
                 if titles:
                     print(f"{number + 1} of {len(runs)}, {titles[number]}: ", end="", flush=True)

@@ -25,6 +25,10 @@
 	.set nested_faults, 88
 	.set nested_errors, 96
 	.set vmx, 104
+	.set watch, 112
+	.set touches, 120
+	.set longest, 128
+	.set gaps, 136
 
 /* struct vmx_page */
 	.set vmxon_region, 0
@@ -53,6 +57,8 @@
 	.set hole, -1
 	.set fixed, -1
 	.set fixed_version, 1
+	.set watch_first, 0x7fffffff
+	.set watch_writes, 0x80000000
 	/* From a location's code to the function that makes KVM read the data */
 	.set to_mailbox, 16
 
@@ -84,6 +90,8 @@
 guest_code:
 	cld
 	lea locations(%rbp), %r14
+	cmpq $0, watch(%rbx)
+	jne watcher
 	cmpq $0, vmcb(%rbx)
 	jne hypervisor
 	cmpq $0, vmx(%rbx)
@@ -91,6 +99,54 @@ guest_code:
 1:
 	call pass
 	jmp 1b
+
+/* In %r12 the time of the touch before, in %r13 how many pages are left of this round. */
+watcher:
+	call time
+	mov %rax, %r12
+watch_all:
+	mov watch(%rbx), %r13
+	mov %r13d, %esi
+	and $watch_first, %esi
+	shl $12, %rsi
+	mov %r13, %r14
+	shr $32, %r13
+1:
+	mov (%rsi), %rax
+	cmp $hole, %rax
+	jne 2f
+	incq holes(%rbx)
+2:
+	test $watch_writes, %r14d
+	jz 3f
+	mov %rsi, 8(%rsi)
+3:
+	call time
+	mov %rax, %rcx
+	sub %r12, %rcx
+	/* Processors' clocks may differ a little, and a vCPU goes from one to the other */
+	ja 4f
+	mov $1, %ecx
+4:
+	mov %rax, %r12
+	bsr %rcx, %rdx
+	incq gaps(%rbx, %rdx, 8)
+	cmp longest(%rbx), %rcx
+	jbe 5f
+	mov %rcx, longest(%rbx)
+5:
+	incq touches(%rbx)
+	add $4096, %rsi
+	dec %r13
+	jnz 1b
+	incq loops(%rbx)
+	jmp watch_all
+
+time:
+	rdtsc
+	shl $32, %rdx
+	or %rdx, %rax
+	ret
 
 hypervisor:
 	/* KVM wants one, and keeps the host's state elsewhere */

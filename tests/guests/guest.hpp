@@ -24,6 +24,17 @@ inline constexpr std::uint64_t hole = ~0ULL;
 inline constexpr std::uint64_t fixed = ~0ULL;
 inline constexpr std::uint64_t fixed_version = 1;
 
+/* The pages that a vCPU touches one after the other, as one word: it may change while the vCPU
+ * runs. */
+struct watched_pages {
+	/* in pages of 4 KiB */
+	std::uint64_t first_gfn : 31;
+	/* each is written to as well */
+	std::uint64_t writes : 1;
+	/* 0: the vCPU does not watch */
+	std::uint64_t pages : 32;
+};
+
 /* What a vCPU counts, alone in its page; the rest of the page is its stack. */
 struct vcpu_page {
 	/* passes over all locations */
@@ -55,6 +66,14 @@ struct vcpu_page {
 	/* from the VMM: guest address of a vmx_page, for a guest with Intel's VMX instead of a VMCB
 	 */
 	std::uint64_t vmx;
+	/* from the VMM: watched_pages; before the vCPU runs it says whether there are any at all */
+	std::uint64_t watch;
+	/* of watched pages; a round of all of them counts in loops */
+	std::uint64_t touches;
+	/* most ticks of the TSC between two touches, since the VMM last set it to 0 */
+	std::uint64_t longest;
+	/* gaps[n]: how many of 2^n and more ticks, but fewer than 2^(n + 1), between two touches */
+	std::array<std::uint64_t, 64> gaps;
 };
 
 /* A field of a VMCS, and what VMWRITE shall write to it. */
@@ -106,7 +125,10 @@ static_assert(offsetof(vcpu_page, newest) == 8 && offsetof(vcpu_page, versions) 
 	      offsetof(vcpu_page, emulated_reads) == 56 && offsetof(vcpu_page, wrong) == 64 &&
 	      offsetof(vcpu_page, vmcb) == 72 && offsetof(vcpu_page, nested_loops) == 80 &&
 	      offsetof(vcpu_page, nested_faults) == 88 &&
-	      offsetof(vcpu_page, nested_errors) == 96 && offsetof(vcpu_page, vmx) == 104);
+	      offsetof(vcpu_page, nested_errors) == 96 && offsetof(vcpu_page, vmx) == 104 &&
+	      offsetof(vcpu_page, watch) == 112 && offsetof(vcpu_page, touches) == 120 &&
+	      offsetof(vcpu_page, longest) == 128 && offsetof(vcpu_page, gaps) == 136);
+static_assert(sizeof(watched_pages) == 8);
 static_assert(sizeof(vmcs_field) == 16 && offsetof(vmcs_field, value) == 8);
 static_assert(offsetof(vmx_page, vmxon_region) == 0 && offsetof(vmx_page, vmcs) == 8 &&
 	      offsetof(vmx_page, end) == 16 && offsetof(vmx_page, fields) == 24);

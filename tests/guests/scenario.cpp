@@ -237,7 +237,8 @@ constexpr std::array<std::string_view, 6> names{
 bool same(const memslot::region &one, const memslot::region &other)
 {
 	return one.slot == other.slot && one.guest_phys_addr == other.guest_phys_addr &&
-	       one.memory_size == other.memory_size && one.userspace_addr == other.userspace_addr;
+	       one.memory_size == other.memory_size && one.userspace_addr == other.userspace_addr &&
+	       one.log_dirty_pages == other.log_dirty_pages && one.readonly == other.readonly;
 }
 
 bool overlap(const memslot::region &one, const memslot::region &other)
@@ -246,19 +247,17 @@ bool overlap(const memslot::region &one, const memslot::region &other)
 	       other.guest_phys_addr < one.guest_phys_addr + one.memory_size;
 }
 
-/* KVM takes a slot to another guest address, if nothing else about it changes. */
-bool can_move(const memslot::region &from, const memslot::region &to)
+/* KVM takes a slot to another guest address, or switches its dirty log, if nothing else changes. */
+bool can_stay(const memslot::region &from, const memslot::region &to)
 {
 	return from.slot == to.slot && from.memory_size == to.memory_size &&
-	       from.userspace_addr == to.userspace_addr;
+	       from.userspace_addr == to.userspace_addr && from.readonly == to.readonly;
 }
 
-void remove_one(vm &vm, const memslot::region &region)
+memslot::region gone(memslot::region region)
 {
-	memslot::region gone = region;
-
-	gone.memory_size = 0;
-	vm.set_region(gone);
+	region.memory_size = 0;
+	return region;
 }
 
 } // namespace
@@ -285,33 +284,41 @@ std::unique_ptr<scenario> make_scenario(std::string_view name)
 	throw std::invalid_argument("no scenario is called " + std::string(name));
 }
 
-void change_one_by_one(vm &vm, const layout &from, const layout &to)
+layout one_by_one(const layout &from, const layout &to)
 {
+	layout calls;
 	layout now = from;
 
 	for (const memslot::region &want : to) {
 		if (std::ranges::any_of(now, [&](const auto &old) { return same(old, want); }))
 			continue;
 		for (auto old = now.begin(); old != now.end();) {
-			const bool in_the_way = old->slot == want.slot ? !can_move(*old, want)
+			const bool in_the_way = old->slot == want.slot ? !can_stay(*old, want)
 								       : overlap(*old, want);
 
 			if (in_the_way) {
-				remove_one(vm, *old);
+				calls.push_back(gone(*old));
 				old = now.erase(old);
 			} else {
 				++old;
 			}
 		}
-		vm.set_region(want);
+		calls.push_back(want);
 		std::erase_if(now, [&](const auto &old) { return old.slot == want.slot; });
 		now.push_back(want);
 	}
 	for (const memslot::region &old : now) {
 		if (std::ranges::none_of(to,
 					 [&](const auto &want) { return want.slot == old.slot; }))
-			remove_one(vm, old);
+			calls.push_back(gone(old));
 	}
+	return calls;
+}
+
+void change_one_by_one(vm &vm, const layout &from, const layout &to)
+{
+	for (const memslot::region &call : one_by_one(from, to))
+		vm.set_region(call);
 }
 
 void make_batch(memslot::batch &batch, const layout &from, const layout &to)

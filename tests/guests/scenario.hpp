@@ -38,7 +38,13 @@ std::span<const std::string_view> scenario_names();
 /* Throws std::invalid_argument for a name that is not one of them. */
 std::unique_ptr<scenario> make_scenario(std::string_view name);
 
-/* Goes from one layout to another through KVM's own ioctl, slot by slot as VMMs do. */
+/*
+ * The calls of KVM_SET_USER_MEMORY_REGION that lead from one layout to another, slot by slot as
+ * VMMs do it: a memory_size of 0 deletes.
+ */
+layout one_by_one(const layout &from, const layout &to);
+
+/* Makes these calls. */
 void change_one_by_one(vm &vm, const layout &from, const layout &to);
 
 /* The same as one batch; what it held before is dropped. */

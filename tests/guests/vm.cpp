@@ -3,6 +3,7 @@
 
 #include "vmx.hpp"
 
+#include <bit>
 #include <csignal>
 #include <cstring>
 #include <pthread.h>
@@ -31,8 +32,16 @@ enum control_page : std::uint64_t {
 	first_vmx_page = first_vmcb_page,
 	first_vmxon_page = first_vmx_page + max_vcpus,
 	first_vmcs_page = first_vmxon_page + max_vcpus,
-	control_pages = first_vmcs_page + max_vcpus,
+	upper_directories = first_vmcs_page + max_vcpus,
+	control_pages = upper_directories + 3,
 };
+
+/* Each maps a GiB */
+constexpr std::array<std::uint64_t, 4> directories{directory_page, upper_directories,
+						   upper_directories + 1, upper_directories + 2};
+constexpr std::array<std::uint64_t, 1> nested_directories{nested_directory_page};
+
+static_assert(directories.size() << 30 == mapped_end);
 
 constexpr std::uint64_t gpa_of(std::uint64_t page)
 {
@@ -182,23 +191,27 @@ void fail(const std::string &what)
 	throw std::system_error(errno, std::generic_category(), what);
 }
 
-host_memory::host_memory(std::uint64_t pages) : bytes_(pages * page_size)
+host_memory::host_memory(std::uint64_t pages, pages_of kind)
 {
-	void *memory =
-		mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const std::uint64_t alignment = kind == pages_of::mib_2 ? 2 << 20 : page_size;
+	const std::uint64_t bytes = pages * page_size;
 
-	if (memory == MAP_FAILED)
-		fail("mmap of " + std::to_string(bytes_) + " bytes");
+	mapped_bytes_ = bytes + alignment - page_size;
+	mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
+	if (mapped_ == MAP_FAILED)
+		fail("mmap of " + std::to_string(mapped_bytes_) + " bytes");
+	const auto address = reinterpret_cast<std::uintptr_t>(mapped_);
+	base_ = static_cast<std::byte *>(mapped_) + (-address & (alignment - 1));
 	/* Pages of one size on every machine, so that counts and ratios compare */
-	if (madvise(memory, bytes_, MADV_NOHUGEPAGE) ||
-	    madvise(memory, bytes_, MADV_POPULATE_WRITE))
-		fail("madvise of " + std::to_string(bytes_) + " bytes");
-	base_ = static_cast<std::byte *>(memory);
+	if (madvise(base_, bytes, kind == pages_of::mib_2 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) ||
+	    madvise(base_, bytes, MADV_POPULATE_WRITE))
+		fail("madvise of " + std::to_string(bytes) + " bytes");
 }
 
 host_memory::~host_memory()
 {
-	munmap(base_, bytes_);
+	munmap(mapped_, mapped_bytes_);
 }
 
 vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_pages), vcpus_(vcpus)
@@ -228,20 +241,15 @@ vm::vm(unsigned int vcpus, nesting nested) : nested_(nested), control_(control_p
 		fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
 
 	/* Tables that KVM shadows must not be the ones that the processor walks and writes to */
-	put_tables(pml4_page, pdpt_page, directory_page, pte_all, pde_large | pte_all);
+	put_tables(pml4_page, pdpt_page, directories, pte_all, pde_large | pte_all);
 	if (has_vmx_)
-		put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page, vmx::ept_all,
+		put_tables(nested_pml4_page, nested_pdpt_page, nested_directories, vmx::ept_all,
 			   pde_large | vmx::ept_write_back | vmx::ept_all);
 	else
-		put_tables(nested_pml4_page, nested_pdpt_page, nested_directory_page, pte_all,
+		put_tables(nested_pml4_page, nested_pdpt_page, nested_directories, pte_all,
 			   pde_large | pte_all);
 	copy(control_.page(code_page), guest_code, guest_code_end);
-	set_region({
-		.slot = 0,
-		.guest_phys_addr = 0,
-		.memory_size = control_pages * page_size,
-		.userspace_addr = control_.page(0),
-	});
+	set_region(control_slot());
 
 	for (unsigned int i = 0; i < vcpus; i++)
 		create_vcpu(i);
@@ -268,24 +276,34 @@ vm::~vm()
 		close(kvm_fd_);
 }
 
-/* Maps the first GiB to itself.  The bits are those of entries for tables and for pages of 2 MiB.
+/* Maps guest addresses to themselves.  The bits are those of entries for tables and for pages of
+ * 2 MiB.
  */
-void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory,
-		    std::uint64_t table_bits, std::uint64_t page_bits)
+void vm::put_tables(std::uint64_t pml4, std::uint64_t pdpt,
+		    std::span<const std::uint64_t> directories, std::uint64_t table_bits,
+		    std::uint64_t page_bits)
 {
-	std::array<std::uint64_t, 512> table{};
-	const auto put = [&](std::uint64_t page) {
-		std::memcpy(control_.page(page), table.data(), sizeof(table));
+	using table = std::array<std::uint64_t, 512>;
+	table pointers{};
+	std::uint64_t mapped = 0;
+	const auto put = [&](std::uint64_t page, const table &entries) {
+		std::memcpy(control_.page(page), entries.data(), sizeof(entries));
 	};
 
-	for (std::uint64_t i = 0; i < table.size(); i++)
-		table[i] = i << 21 | page_bits;
-	put(directory);
-	table.fill(0);
-	table[0] = gpa_of(directory) | table_bits;
-	put(pdpt);
-	table[0] = gpa_of(pdpt) | table_bits;
-	put(pml4);
+	for (std::size_t i = 0; i < directories.size(); i++) {
+		table pages;
+
+		for (std::uint64_t &entry : pages) {
+			entry = mapped | page_bits;
+			mapped += 2 << 20;
+		}
+		put(directories[i], pages);
+		pointers[i] = gpa_of(directories[i]) | table_bits;
+	}
+	put(pdpt, pointers);
+	pointers.fill(0);
+	pointers[0] = gpa_of(pdpt) | table_bits;
+	put(pml4, pointers);
 }
 
 void vm::create_vcpu(unsigned int index)
@@ -439,12 +457,23 @@ void vm::reset_registers(unsigned int index)
 		fail("KVM_SET_REGS");
 }
 
+memslot::region vm::control_slot() const
+{
+	return {
+		.slot = 0,
+		.guest_phys_addr = 0,
+		.memory_size = control_pages * page_size,
+		.userspace_addr = control_.page(0),
+	};
+}
+
 void vm::set_region(const memslot::region &region)
 {
 	kvm_userspace_memory_region arg{};
 
 	arg.slot = region.slot;
-	arg.flags = region.log_dirty_pages ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	arg.flags = (region.log_dirty_pages ? KVM_MEM_LOG_DIRTY_PAGES : 0U) |
+		    (region.readonly ? KVM_MEM_READONLY : 0U);
 	arg.guest_phys_addr = region.guest_phys_addr;
 	arg.memory_size = region.memory_size;
 	arg.userspace_addr = reinterpret_cast<std::uintptr_t>(region.userspace_addr);
@@ -471,6 +500,16 @@ void vm::set_other_memory(std::uint64_t gpa, std::uint64_t bytes)
 	shared()->other_end = gpa + bytes;
 }
 
+void vm::watch(unsigned int vcpu, watched_pages pages)
+{
+	std::atomic_ref(counts_page(vcpu)->watch).store(std::bit_cast<std::uint64_t>(pages));
+}
+
+void vm::forget_longest_gap(unsigned int vcpu)
+{
+	std::atomic_ref(counts_page(vcpu)->longest).store(0);
+}
+
 vcpu_page *vm::counts_page(unsigned int vcpu) const
 {
 	return reinterpret_cast<vcpu_page *>(control_.page(first_vcpu_page + vcpu));
@@ -484,7 +523,9 @@ shared_page *vm::shared() const
 vcpu_page vm::counts(unsigned int vcpu) const
 {
 	vcpu_page *page = counts_page(vcpu);
+	std::array<std::uint64_t, std::tuple_size_v<decltype(page->gaps)>> gaps{};
 
+	std::ranges::transform(page->gaps, gaps.begin(), look);
 	return {
 		.loops = look(page->loops),
 		.newest = look(page->newest),
@@ -500,6 +541,10 @@ vcpu_page vm::counts(unsigned int vcpu) const
 		.nested_faults = look(page->nested_faults),
 		.nested_errors = look(page->nested_errors),
 		.vmx = look(page->vmx),
+		.watch = look(page->watch),
+		.touches = look(page->touches),
+		.longest = look(page->longest),
+		.gaps = gaps,
 	};
 }
 
@@ -625,7 +670,7 @@ void vm::handle_mmio(unsigned int index)
 		std::memcpy(&counts_page(index)->emulated, mmio.data, mmio.len);
 		return;
 	}
-	if (mmio.phys_addr < range_gpa || mmio.phys_addr >= mailbox_gpa || mmio.is_write)
+	if (mmio.phys_addr < range_gpa || mmio.phys_addr == mailbox_gpa || mmio.is_write)
 		throw std::runtime_error("unexpected MMIO at " + std::to_string(mmio.phys_addr));
 	exits_.holes++;
 	std::memcpy(mmio.data, &hole, mmio.len);

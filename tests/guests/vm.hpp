@@ -23,13 +23,20 @@ inline constexpr unsigned int max_vcpus = 64;
 /* Where the range under test begins */
 inline constexpr std::uint64_t range_gpa = 16 << 20;
 
+/* Page tables of vCPUs end here; those of their guests after the first GiB */
+inline constexpr std::uint64_t mapped_end = 4ULL << 30;
+
 /* Throws errno's text after what was tried. */
 [[noreturn]] void fail(const std::string &what);
 
-/* Host memory, page aligned and zero. */
+/* How the host maps a host_memory. */
+enum class pages_of : std::uint8_t { kib_4, mib_2 };
+
+/* Host memory, aligned to its pages, populated, and zero. */
 class host_memory {
 public:
-	explicit host_memory(std::uint64_t pages);
+	/* pages: of page_size; with pages_of::mib_2 a multiple of 512 */
+	explicit host_memory(std::uint64_t pages, pages_of kind = pages_of::kib_4);
 	~host_memory();
 	host_memory(const host_memory &) = delete;
 	host_memory &operator=(const host_memory &) = delete;
@@ -40,8 +47,9 @@ public:
 	}
 
 private:
+	void *mapped_;
+	std::uint64_t mapped_bytes_;
 	std::byte *base_;
-	std::uint64_t bytes_;
 };
 
 /* What the VMM saw of all vCPUs, since the last reset. */
@@ -91,6 +99,14 @@ public:
 		return has_vmx_;
 	}
 
+	[[nodiscard]] int vcpu_fd(unsigned int vcpu) const
+	{
+		return vcpus_[vcpu].fd;
+	}
+
+	/* Slot 0. */
+	[[nodiscard]] memslot::region control_slot() const;
+
 	/* One call of KVM_SET_USER_MEMORY_REGION; memory_size 0 deletes. */
 	void set_region(const memslot::region &region);
 
@@ -99,6 +115,15 @@ public:
 
 	/* Memory that every pass touches a byte per page of; before start(). */
 	void set_other_memory(std::uint64_t gpa, std::uint64_t bytes);
+
+	/*
+	 * What a vCPU touches instead of locations and other memory; before start(), and from then
+	 * on with its next round, which wait_for_passes() waits for.
+	 */
+	void watch(unsigned int vcpu, watched_pages pages);
+
+	/* Forgets the longest gap that a vCPU has seen between two touches. */
+	void forget_longest_gap(unsigned int vcpu);
 
 	/*
 	 * Puts the root of the nested guests' own page tables into a page of the range under test,
@@ -136,8 +161,9 @@ private:
 
 	[[nodiscard]] vcpu_page *counts_page(unsigned int vcpu) const;
 	[[nodiscard]] shared_page *shared() const;
-	void put_tables(std::uint64_t pml4, std::uint64_t pdpt, std::uint64_t directory,
-			std::uint64_t table_bits, std::uint64_t page_bits);
+	void put_tables(std::uint64_t pml4, std::uint64_t pdpt,
+			std::span<const std::uint64_t> directories, std::uint64_t table_bits,
+			std::uint64_t page_bits);
 	void create_vcpu(unsigned int index);
 	void fill_vmcb(unsigned int index, bool own_tables);
 	void fill_vmx(unsigned int index);

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "counters.hpp"
+
+#include "vm.hpp"
+
+#include <fstream>
+#include <linux/perf_event.h>
+#include <stdexcept>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <utility>
+
+namespace bench {
+
+namespace {
+
+/*
+ * struct kvm_stats_desc without the name behind it: in Debian 12's <linux/kvm.h> the struct has
+ * another size in C++ than in C.
+ */
+struct statistic_head {
+	std::uint32_t flags;
+	std::int16_t exponent;
+	std::uint16_t size;
+	std::uint32_t offset;
+	std::uint32_t bucket_size;
+};
+
+std::uint32_t kprobe_type()
+{
+	std::ifstream file("/sys/bus/event_source/devices/kprobe/type");
+	std::uint32_t type = 0;
+
+	if (!(file >> type))
+		throw std::runtime_error(
+			"this kernel's perf events cannot count calls of functions");
+	return type;
+}
+
+template <typename type>
+void read_at(int fd, std::uint64_t offset, type *to, std::size_t count)
+{
+	const std::size_t bytes = count * sizeof(type);
+
+	if (pread(fd, to, bytes, static_cast<off_t>(offset)) != static_cast<ssize_t>(bytes))
+		guests::fail("reading KVM's statistics");
+}
+
+} // namespace
+
+calls_of::calls_of(std::initializer_list<const char *> functions)
+{
+	perf_event_attr attributes{};
+
+	attributes.type = kprobe_type();
+	attributes.size = sizeof(attributes);
+	for (const char *name : functions) {
+		attributes.kprobe_func = reinterpret_cast<std::uintptr_t>(name);
+		fd_ = static_cast<int>(
+			syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
+		if (fd_ >= 0)
+			return;
+	}
+	guests::fail(std::string("counting calls of ") + *functions.begin());
+}
+
+calls_of::calls_of(calls_of &&other) noexcept : fd_(std::exchange(other.fd_, -1))
+{
+}
+
+calls_of::~calls_of()
+{
+	if (fd_ >= 0)
+		close(fd_);
+}
+
+std::uint64_t calls_of::value() const
+{
+	std::uint64_t count = 0;
+
+	if (read(fd_, &count, sizeof(count)) != sizeof(count))
+		guests::fail("reading a count of calls");
+	return count;
+}
+
+statistic::statistic(int fd, std::string_view name)
+{
+	kvm_stats_header header{};
+
+	fd_ = ioctl(fd, KVM_GET_STATS_FD, nullptr);
+	if (fd_ < 0)
+		guests::fail("KVM_GET_STATS_FD");
+	read_at(fd_, 0, &header, 1);
+	for (std::uint32_t i = 0; i < header.num_desc; i++) {
+		const std::uint64_t at =
+			header.desc_offset + i * (sizeof(statistic_head) + header.name_size);
+		std::string found(header.name_size, '\0');
+		statistic_head head{};
+
+		read_at(fd_, at, &head, 1);
+		read_at(fd_, at + sizeof(head), found.data(), found.size());
+		if (name == found.c_str()) {
+			offset_ = header.data_offset + head.offset;
+			return;
+		}
+	}
+	close(fd_);
+	throw std::runtime_error("this KVM has no statistic " + std::string(name));
+}
+
+statistic::statistic(statistic &&other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), offset_(other.offset_)
+{
+}
+
+statistic::~statistic()
+{
+	if (fd_ >= 0)
+		close(fd_);
+}
+
+std::uint64_t statistic::value() const
+{
+	std::uint64_t number = 0;
+
+	read_at(fd_, offset_, &number, 1);
+	return number;
+}
+
+} // namespace bench
