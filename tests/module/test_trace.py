@@ -35,6 +35,7 @@ PARKED = ["plan", "park", *FENCED[1:]]
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 @pytest.mark.parametrize(
     ("scenario", "options", "steps"),
     [
@@ -90,6 +91,7 @@ ENUMS = {
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_events_name_every_constant(run_in_vm: Callable[..., Result]) -> None:
     """By its number, too: programs read the format of an event and its fields, not the text."""
     header = (PROJECT / "uapi" / "linux" / "memslot.h").read_text()
@@ -126,6 +128,7 @@ cat trace
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Result]) -> None:
     """Of all batches of the kselftest `batch`, with up to 512 entries in one or two address spaces."""
     lines = run_in_vm("/bin/sh", "-c", COUNTED, "sh", BATCH).stdout.splitlines()

@@ -88,7 +88,6 @@ def main() -> None:
         metavar="SECONDS",
         help="a boot is stuck if its firmware says nothing for this long, on a quiet machine; default: %(default)s",
     )
-    parser.add_argument("--vcpus", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--no-cpu-pm", action="store_true", help="vCPUs that halt leave the guest")
     parser.add_argument("--memslot-run", metavar="PATH", help="run QEMU under this memslot-run")
     arguments = parser.parse_args()
@@ -101,7 +100,7 @@ def main() -> None:
             folder = Path(name)
             stats = folder / "stats.json"
             prefix = [arguments.memslot_run, f"--stats={stats}", "--"] if arguments.memslot_run else []
-            qemu = [*prefix, "qemu-system-x86_64", "-smp", str(arguments.vcpus), "-accel", "kvm"]
+            qemu = [*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"]
             outcome, seconds, said = boot(qemu, arguments.patience, folder, not arguments.no_cpu_pm)
             result: Json = {"outcome": outcome, "seconds": round(seconds, 3)}
             if arguments.memslot_run:

@@ -240,8 +240,9 @@ std::vector<std::string> sanitizers(const fs::path &file)
 	std::string content(none ? 0 : size, '\0');
 	std::vector<std::string> found;
 
-	/* A VMM has tens of megabytes, and half of what QEMU has are zeros: to read it byte by byte, or
-	 * to look behind each zero, would be most of a guest's boot where processors are emulated.
+	/* A VMM has tens of megabytes, and half of what QEMU has are zeros: to read it byte by
+	 * byte, or to look behind each zero, would be most of a guest's boot where processors are
+	 * emulated.
 	 */
 	std::ifstream(file, std::ios::binary)
 		.read(content.data(), static_cast<std::streamsize>(content.size()));
