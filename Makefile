@@ -7,10 +7,9 @@ KERNEL ?= $(KERNEL_MIN)
 # Kernels that are tested in full, and those that are tested in brief.
 KERNELS ?= $(KERNEL_MIN)
 BRIEF_KERNELS ?= $(filter-out $(KERNELS),6.1 6.12 7.3)
-# The same for whose virtualization.  Intel's is tested by who asks for it (BRIEF_VENDORS=intel): most of the
-# tests have not been seen there yet, and nobody knows what they take.
+# The same for whose virtualization.
 VENDORS ?= amd
-BRIEF_VENDORS ?= $(filter-out $(VENDORS),amd)
+BRIEF_VENDORS ?= $(filter-out $(VENDORS),amd intel)
 PYTEST_ARGS ?=
 MUTATION ?=
 PREFIX ?= /usr/local
@@ -127,13 +126,19 @@ test: modules tools guests benchmarks kselftest qemu ## build everything and run
 		$(BRIEF_KERNELS:%=--brief-kernel %) $(VENDORS:%=--vendor %) $(BRIEF_VENDORS:%=--brief-vendor %) \
 		$(PYTEST_ARGS) tests
 
+# Its tests are those that have a VM, and know whose it is.
+.PHONY: test-intel
+test-intel: ## run all tests that can be run on Intel's virtualization, on all KERNELS and BRIEF_KERNELS
+	@$(MAKE) --no-print-directory test VENDORS=intel BRIEF_VENDORS= \
+		PYTEST_ARGS="-m 'any_vendor or every_vendor or every_machine' $(PYTEST_ARGS)"
+
 # SOAK: how long guests run while their memory changes at random, in pytest's
 # last item (90s, 30m, 2h).
 .PHONY: test-debug
 test-debug: ## run the tests on kernels that check everything, the second one races; SOAK=30m
-	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= \
+	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= BRIEF_VENDORS= \
 		PYTEST_ARGS="--soak $(or $(SOAK),90s) $(PYTEST_ARGS)"
-	@$(MAKE) --no-print-directory test KERNELS=6.1-kcsan BRIEF_KERNELS= \
+	@$(MAKE) --no-print-directory test KERNELS=6.1-kcsan BRIEF_KERNELS= BRIEF_VENDORS= \
 		PYTEST_ARGS="-m races --soak $(or $(SOAK),90s) $(PYTEST_ARGS)"
 
 # Everything else runs in emulated machines.

@@ -26,15 +26,21 @@ struct statistic_head {
 	std::uint32_t bucket_size;
 };
 
-std::uint32_t kprobe_type()
+std::uint32_t number_in(const std::string &path)
 {
-	std::ifstream file("/sys/bus/event_source/devices/kprobe/type");
-	std::uint32_t type = 0;
+	std::ifstream file(path);
+	std::uint32_t number = 0;
 
-	if (!(file >> type))
-		throw std::runtime_error(
-			"this kernel's perf events cannot count calls of functions");
-	return type;
+	if (!(file >> number))
+		throw std::runtime_error("this kernel cannot count events: " + path);
+	return number;
+}
+
+int count(perf_event_attr attributes)
+{
+	attributes.size = sizeof(attributes);
+	return static_cast<int>(
+		syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
 }
 
 template <typename type>
@@ -52,16 +58,25 @@ calls_of::calls_of(std::initializer_list<const char *> functions)
 {
 	perf_event_attr attributes{};
 
-	attributes.type = kprobe_type();
-	attributes.size = sizeof(attributes);
+	attributes.type = number_in("/sys/bus/event_source/devices/kprobe/type");
 	for (const char *name : functions) {
 		attributes.kprobe_func = reinterpret_cast<std::uintptr_t>(name);
-		fd_ = static_cast<int>(
-			syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
+		fd_ = count(attributes);
 		if (fd_ >= 0)
 			return;
 	}
 	guests::fail(std::string("counting calls of ") + *functions.begin());
+}
+
+calls_of::calls_of(const std::string &tracepoint)
+{
+	perf_event_attr attributes{};
+
+	attributes.type = PERF_TYPE_TRACEPOINT;
+	attributes.config = number_in("/sys/kernel/tracing/events/" + tracepoint + "/id");
+	fd_ = count(attributes);
+	if (fd_ < 0)
+		guests::fail("counting " + tracepoint);
 }
 
 calls_of::calls_of(calls_of &&other) noexcept : fd_(std::exchange(other.fd_, -1))

@@ -18,6 +18,8 @@ public:
 	 * events.
 	 */
 	explicit calls_of(std::initializer_list<const char *> functions);
+	/* The one in which KVM has a tracepoint, which compilers do not inline away. */
+	explicit calls_of(const std::string &tracepoint);
 	~calls_of();
 	calls_of(calls_of &&other) noexcept;
 	calls_of &operator=(calls_of &&) = delete;

@@ -404,7 +404,7 @@ private:
 	}
 
 	counter grace_periods_{bench::calls_of({"synchronize_srcu_expedited"})};
-	counter zap_alls_{bench::calls_of({"kvm_mmu_zap_all_fast"})};
+	counter zap_alls_{bench::calls_of("kvmmmu/kvm_mmu_zap_all_fast")};
 	counter zapped_ranges_{bench::calls_of({"kvm_unmap_gfn_range"})};
 	counter requests_{
 		bench::calls_of({"kvm_make_all_cpus_request_except", "kvm_make_all_cpus_request"})};

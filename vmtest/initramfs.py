@@ -22,6 +22,8 @@ from kernels import Kernel
 
 AGENT = PROJECT / "build" / "vm" / "agent"
 
+PYTHON = Path("/usr/bin/python3")
+
 # Kernel modules that the VM needs before it sees the host's root.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 
@@ -237,11 +239,35 @@ def libraries(programs: Sequence[Path]) -> list[Path]:
     return [Path(path) for path in dict.fromkeys(re.findall(r"(/\S+) \(0x", said.stdout))]
 
 
+# Prints each module that a program imports, and where Python keeps what it has compiled of it, if it does.
+IMPORTED = """
+import os, runpy, sys
+program, sys.path[0:0] = sys.argv[1], [os.path.dirname(sys.argv[1])]
+runpy.run_path(program, run_name="looked_at")
+for module in list(sys.modules.values()):
+    if getattr(module, "__file__", None):
+        compiled = getattr(module, "__cached__", None) or ""
+        print(module.__file__, compiled if os.path.exists(compiled) else "", sep="\\t")
+"""
+COMPILED = AGENT.parent / "python"
+
+
+def python_modules(program: Path) -> dict[Path, Path]:
+    """What a program in Python imports as it starts: where the VM shall have it, and the file that it is.
+
+    What Python would need a minute in the emulator to compile, comes compiled: without the source it is taken as it is.
+    """
+    # Isolated from what this process was told: it might not keep what it compiles
+    command = [str(PYTHON), "-I", "-X", f"pycache_prefix={COMPILED}", "-c", IMPORTED, str(program)]
+    pairs = (line.split("\t") for line in output(command).splitlines())
+    return {Path(file + "c" if compiled else file): Path(compiled or file) for file, compiled in pairs}
+
+
 def packing(kernel: Kernel, modules: Sequence[str], files: Iterable[Path], directories: Iterable[Path], port: str) -> bytes:
     """For a machine that has no other files than these; the agent's port is a terminal.
 
-    Programs come with what they are linked with, and modules with what they depend on; whose file is in the project, is
-    where it is there, and modprobe finds the kernel's.  The commands are busybox's.
+    Programs come with what they are linked with, those in Python with it and what they import, and modules with what they
+    depend on; whose file is in the project, is where it is there, and modprobe finds the kernel's.  The commands are busybox's.
     """
     init = (START + OWN_ROOT + KERNELS_FILES + ENTER_OWN_ROOT).replace("@PORT@", port)
     archive = _begin(init, ("tmp", "run"))
@@ -263,10 +289,12 @@ def packing(kernel: Kernel, modules: Sequence[str], files: Iterable[Path], direc
         place(own / uncompressed(module), stripped(read_module(kernel.modules / module)))
         lines.append(f"{uncompressed(module)}: {' '.join(map(uncompressed, needs[module]))}\n")
     place(own / "modules.dep", "".join(lines).encode())
-    wanted = list(files)
-    programs = [path for path in wanted if path.suffix != ".ko"]
-    for path in (*wanted, *libraries(programs)):
-        data = path.read_bytes()
+    wanted = {path: path for path in files}
+    for program in [path for path in wanted if path.suffix == ".py"]:
+        wanted |= {PYTHON: PYTHON} | python_modules(program)
+    programs = [path for path in wanted if path.suffix not in {".ko", ".py", ".pyc"}]
+    for path, file in (wanted | {path: path for path in libraries(programs)}).items():
+        data = file.read_bytes()
         place(path, stripped(data) if path.suffix == ".ko" else data)
     for directory in directories:
         archive.parents(str(directory / "file").removeprefix("/"))

@@ -133,10 +133,10 @@ def test_whole_guest_is_not_faulted_in_again(guest_bench: Callable[..., Json], h
 def test_one_change_costs_what_kvm_asks_for_it(programs: Path, kernel_version: str) -> None:
     """In instructions, so that no load on the machine matters: `make bench` shows them.
 
-    A commit of one change does all that KVM does for it, and waits as often. It copies a larger request and reply,
-    plans, and raises the fence besides, which is 3 to 5 thousand instructions whatever the change; so it shows most
-    where KVM has least to do (23 % where it stops logging, on 6.1). Of three changes it saves KVM's waiting and its
-    dropping of all translations.
+    A commit of one change does all that KVM does for it. It copies a larger request and reply, plans, and raises the fence
+    besides, some 3 thousand instructions whatever the change; but each grace period of KVM's own takes SRCU's worker, and
+    costs more than twice as much as finding a moment without readers. Of three changes it saves two thirds of that, and
+    dropping all translations.
     """
     if KERNELS[kernel_version].built_from:
         pytest.skip("a kernel that checks every access of the module makes it dear")
@@ -153,8 +153,7 @@ def test_one_change_costs_what_kvm_asks_for_it(programs: Path, kernel_version: s
                 kind: {way: figures[way]["times"][kind]["median_ns"] for way in ("kvm", "fence")} for kind in figures["fence"]["times"]
             }
     single = [found[kind] for kind in ("create", "move", "log", "unlog", "delete")]
-    assert all(work["fence"] < work["kvm"] + 6000 for work in single), single
-    assert all(work["fence"] < 1.3 * work["kvm"] for work in single), single
+    assert all(work["fence"] < work["kvm"] for work in single), single
     for kind in ("split", "merge"):
         assert found[kind]["fence"] < found[kind]["kvm"]
 

@@ -284,6 +284,7 @@ def test_first_nested_root_needs_tombstones(programs: Path, tmp_path: Path, monk
 
 
 @pytest.mark.races
+@pytest.mark.any_vendor
 @pytest.mark.parametrize("how", ["fenced", "parked"])
 def test_many_vcpus(churn: Callable[..., Report], how: str) -> None:
     more = ["--park"] if how == "parked" else []
@@ -330,12 +331,14 @@ def test_one_by_one_has_holes(churn: Callable[..., Report], vendor: str) -> None
     assert report["wrong"] == report["stale"] == 0
 
 
+@pytest.mark.any_vendor
 def test_userspace_pause_has_none(churn: Callable[..., Report]) -> None:
     report = churn("paused", "all", 4, transactions=TRANSACTIONS_OF_EACH)
     assert_truth(report)
     assert report["interrupted"] > 0
 
 
+@pytest.mark.any_vendor
 def test_churn_by_time(churn: Callable[..., Report]) -> None:
     report = churn("batched", "swap", 2, "--milliseconds", "1", transactions=1)
     assert_truth(report)

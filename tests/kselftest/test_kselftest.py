@@ -122,22 +122,23 @@ def configured_machine(kernel_version: str, vendor: str, kvm: str) -> Iterator[M
         yield Machine(vm)
 
 
-# Enough to see that all of it works with another vendor's KVM; each is a matter of seconds in the emulator of Intel's
-# processors, where others take up to a minute.
-BRIEF = {"probe", "newer", "bind", "query"}
+# The main ones: what vCPUs see, and their dirty logs.
+MAIN = {"running", "dirty"}
 # What may differ with the parameters of Intel's KVM.
 DEPENDENT = {"probe", "running", "vcpus", "dirty", "uncover"}
 
 
 def marks_of(program: str) -> list[pytest.MarkDecorator]:
-    marks = [pytest.mark.every_kernel, pytest.mark.any_vendor]
-    return [*marks, pytest.mark.every_vendor] if program in BRIEF else marks
+    # entries needs a KVM that has slots of its own to be whole: see test_kselftest_without_more
+    vendors = pytest.mark.any_vendor if program == "entries" else pytest.mark.every_vendor
+    marks = [pytest.mark.every_kernel, vendors]
+    return [*marks, pytest.mark.every_machine] if program in MAIN else marks
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test of all programs; or of some, where fewer matter."""
     if "program" in metafunc.fixturenames:
-        programs = DEPENDENT if metafunc.function is test_kselftest_without else None
+        programs = PROGRAMS.get(metafunc.function)
         tests = [
             pytest.param(program, name, marks=marks_of(program))
             for program, names in list_of_programs().items()
@@ -163,6 +164,37 @@ def test_kselftest_configured(configured_machine: Machine, program: str, name: s
 def test_kselftest_without(configured_machine: Machine, program: str, name: str) -> None:
     """Without one of the features that Intel's processors have."""
     judge(configured_machine, program, name)
+
+
+# Each boot of that emulator costs as much as these tests.
+
+
+@pytest.mark.every_vendor
+@pytest.mark.configured(intel=["ept=0"])
+def test_kselftest_without_ept(configured_machine: Machine, program: str, name: str) -> None:
+    judge(configured_machine, program, name)
+
+
+@pytest.mark.every_vendor
+@pytest.mark.configured(intel=["eptad=0"])
+def test_kselftest_without_logs_of_processors(configured_machine: Machine, program: str, name: str) -> None:
+    """Without accessed and dirty bits KVM does not use PML, either."""
+    judge(configured_machine, program, name)
+
+
+@pytest.mark.every_vendor
+@pytest.mark.configured(intel=["kvm.tdp_mmu=N unrestricted_guest=0 nested=0"])
+def test_kselftest_without_more(configured_machine: Machine, program: str, name: str) -> None:
+    """Where guests are not unrestricted, KVM has slots of its own."""
+    judge(configured_machine, program, name)
+
+
+PROGRAMS = {
+    test_kselftest_without: DEPENDENT,
+    test_kselftest_without_ept: {"running"},
+    test_kselftest_without_logs_of_processors: {"dirty"},
+    test_kselftest_without_more: {"running", "uncover", "entries"},
+}
 
 
 COUNT_FULL_LOGS = """

@@ -36,6 +36,7 @@ PARKED = ["plan", "park", *FENCED[1:]]
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 @pytest.mark.parametrize(
     ("scenario", "options", "steps"),
     [
@@ -91,6 +92,7 @@ ENUMS = {
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_events_name_every_constant(run_in_vm: Callable[..., Result]) -> None:
     """By its number, too: programs read the format of an event and its fields, not the text."""
     header = (PROJECT / "uapi" / "linux" / "memslot.h").read_text()
@@ -144,6 +146,7 @@ def count_grace_periods(run_in_vm: Callable[..., Result], *command: str) -> tupl
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Result]) -> None:
     """Of all batches of the kselftest `batch`, with up to 512 entries in one or two address spaces."""
     waits, asked, reported = count_grace_periods(run_in_vm, str(BATCH))
@@ -154,6 +157,7 @@ def test_reported_grace_periods_are_the_real_ones(run_in_vm: Callable[..., Resul
 
 
 @pytest.mark.every_kernel
+@pytest.mark.any_vendor
 def test_srcu_is_asked_where_somebody_reads(run_in_vm: Callable[..., Result]) -> None:
     """A vCPU sleeps in a page fault, for memory that userfaultfd provides as soon as the commit is seen to wait."""
     waits, asked, reported = count_grace_periods(run_in_vm, str(RUNNING), "running.fenced_commit_waits_for_a_sleeping_vcpu")

@@ -28,13 +28,13 @@ from pathlib import Path
 from qemu_process import KVM_GAVE_UP, Json, on_this_machine
 
 # What comes after QEMU's own words.
-MACHINE = ["--overcommit", "cpu-pm=on", "-m", "128", "-display", "none", "-net", "none"]
+MACHINE = ["-m", "128", "-display", "none", "-net", "none"]
 LAST_WORDS = b"No bootable device."
 POLL_SECONDS = 0.05
 TELL_SECONDS = 2.0
 
 
-def boot(qemu_words: Sequence[str], patience: float, folder: Path) -> tuple[str, float, str]:
+def boot(qemu_words: Sequence[str], patience: float, folder: Path, cpu_pm: bool = True) -> tuple[str, float, str]:
     """One boot of the QEMU that some words start: its outcome, its seconds, and what it said.
 
     It may take as long as it gets on: patience is for how long the firmware may say nothing new, in seconds on a quiet
@@ -42,7 +42,8 @@ def boot(qemu_words: Sequence[str], patience: float, folder: Path) -> tuple[str,
     """
     patience = on_this_machine(patience)
     firmware, said = folder / "firmware", folder / "qemu"
-    command = [*qemu_words, *MACHINE, "-monitor", "none", "-serial", "none", "-debugcon", f"file:{firmware}"]
+    command = [*qemu_words, *MACHINE, "--overcommit", f"cpu-pm={'on' if cpu_pm else 'off'}"]
+    command += ["-monitor", "none", "-serial", "none", "-debugcon", f"file:{firmware}"]
     command += ["-global", "isa-debugcon.iobase=0x402"]
     start = moved = told = time.monotonic()
     words = b""
@@ -87,6 +88,7 @@ def main() -> None:
         metavar="SECONDS",
         help="a boot is stuck if its firmware says nothing for this long, on a quiet machine; default: %(default)s",
     )
+    parser.add_argument("--no-cpu-pm", action="store_true", help="vCPUs that halt leave the guest")
     parser.add_argument("--memslot-run", metavar="PATH", help="run QEMU under this memslot-run")
     arguments = parser.parse_args()
 
@@ -98,7 +100,8 @@ def main() -> None:
             folder = Path(name)
             stats = folder / "stats.json"
             prefix = [arguments.memslot_run, f"--stats={stats}", "--"] if arguments.memslot_run else []
-            outcome, seconds, said = boot([*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"], arguments.patience, folder)
+            qemu = [*prefix, "qemu-system-x86_64", "-smp", "4", "-accel", "kvm"]
+            outcome, seconds, said = boot(qemu, arguments.patience, folder, not arguments.no_cpu_pm)
             result: Json = {"outcome": outcome, "seconds": round(seconds, 3)}
             if arguments.memslot_run:
                 result["memslot"] = json.loads(stats.read_text())

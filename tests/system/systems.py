@@ -17,6 +17,8 @@ from runner import DEFAULT_KERNEL, Result
 
 INITRAMFS = BUILD / "qemu" / "initramfs"
 SYSTEM = PROJECT / "tests" / "system" / "system.py"
+BOOTS = PROJECT / "tests" / "system" / "boots.py"
+MEMSLOT_RUN = PROJECT / "build" / "tools" / "memslot-run"
 
 Json = dict[str, Any]
 Run = Callable[..., Result]
@@ -85,3 +87,19 @@ def linux(system: System) -> list[str]:
 
 def run_system(run_in_vm: Run, *options: str) -> Json:
     return json.loads(run_in_vm(SYSTEM, *options, timeout=900).stdout)  # type: ignore[no-any-return]
+
+
+def boot(run_in_vm: Run, *options: str) -> Json:
+    return json.loads(run_in_vm(BOOTS, *options).stdout)  # type: ignore[no-any-return]
+
+
+def boot_by_commits(run_in_vm: Run, *options: str) -> None:
+    """Stock QEMU boots, and no vCPU is asked to leave the guest."""
+    report = boot(run_in_vm, "--memslot-run", str(MEMSLOT_RUN), *options)
+    assert report["outcome"] == "finished", report
+    counted = report["memslot"]
+    assert counted["changes"] > counted["commits"] > 0
+    # Also where SeaBIOS closes SMRAM, and memory goes away
+    assert counted["fenced"] == counted["commits"]
+    assert counted["parked"] == 0
+    assert counted["failed"] == counted["lost"] == counted["passed"] == 0

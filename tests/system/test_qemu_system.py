@@ -10,10 +10,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from debian import PROJECT
-from systems import Json, Run, System, linux, run_system
-
-MEMSLOT_RUN = PROJECT / "build" / "tools" / "memslot-run"
+from systems import MEMSLOT_RUN, Json, Run, System, linux, run_system
 
 DEFAULT = [
     System("q35", "seabios", smm=True, smp=1),

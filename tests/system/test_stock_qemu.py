@@ -3,24 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from typing import Any
 
-from debian import PROJECT
 from runner import Result
-
-BOOTS = PROJECT / "tests" / "system" / "boots.py"
-MEMSLOT_RUN = PROJECT / "build" / "tools" / "memslot-run"
+from systems import boot, boot_by_commits
 
 # Nine of ten stock boots die, so six that all live are one in a million.
 MOST_STOCK_BOOTS = 6
-
-
-def boot(run_in_vm: Callable[..., Result], *options: str) -> dict[str, Any]:
-    result = run_in_vm(BOOTS, *options)
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 def test_stock_boots_die(run_in_vm: Callable[..., Result]) -> None:
@@ -38,12 +28,4 @@ def test_stock_boots_die(run_in_vm: Callable[..., Result]) -> None:
 
 def test_boots_with_memslot_run_finish(run_in_vm: Callable[..., Result]) -> None:
     for _ in range(2):
-        report = boot(run_in_vm, "--memslot-run", str(MEMSLOT_RUN))
-        assert report["outcome"] == "finished", report
-        counted = report["memslot"]
-        assert counted["changes"] > counted["commits"] > 0
-        assert counted["fenced"] > 0
-        # Also where SeaBIOS closes SMRAM, and memory goes away
-        assert counted["fenced"] == counted["commits"]
-        assert counted["parked"] == 0
-        assert counted["failed"] == counted["lost"] == counted["passed"] == 0
+        boot_by_commits(run_in_vm)

@@ -364,6 +364,28 @@ def test_built_programs_are_there(own_vm: VM) -> None:
     assert result.status == 2 and "churn: there is no option --unknown" in result.stderr, result.report()
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_emulator_of_intels_rests_while_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processors' idleness would be another VM's time; and it goes on where it was."""
+    monkeypatch.setattr(runner, "hardware_virtualization", lambda: None)
+    program = debian.PROJECT / "tests" / "system" / "boots.py"
+    with VM(vendor="intel", cpus=1, memory=1024, files=[program]) as machine:
+        machine.start()
+        assert machine._machine
+        before = processor_seconds(machine._machine.pid)
+        assert before > 1
+        time.sleep(1)
+        assert processor_seconds(machine._machine.pid) == pytest.approx(before, abs=0.1)
+        # A program in Python is there with all that it imports
+        result = machine.run(program, "--boots", "0")
+        assert result.outcome is Outcome.OK, result.report()
+
+
 def names_in(archive: bytes) -> set[str]:
     """What is in a cpio archive (newc)."""
     names, at = set(), 0

@@ -17,9 +17,9 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <getopt.h>
 #include <iostream>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -235,16 +235,26 @@ std::string find_library()
 /** The sanitizers' libraries that the command is linked with and that insist on being first. */
 std::vector<std::string> sanitizers(const fs::path &file)
 {
-	std::ifstream in(file, std::ios::binary);
-	const std::string content{std::istreambuf_iterator<char>(in), {}};
+	std::error_code none;
+	const auto size = fs::file_size(file, none);
+	std::string content(none ? 0 : size, '\0');
 	std::vector<std::string> found;
 
+	/* A VMM has tens of megabytes, and half of what QEMU has are zeros: to read it byte by
+	 * byte, or to look behind each zero, would be most of a guest's boot where processors are
+	 * emulated.
+	 */
+	std::ifstream(file, std::ios::binary)
+		.read(content.data(), static_cast<std::streamsize>(content.size()));
 	for (const char *name : {"libasan.so.", "libtsan.so.", "libhwasan.so.", "liblsan.so."}) {
 		/* Where the dynamic linker's strings are, each ends with a 0 and follows one */
-		const std::size_t at = content.find(std::string(1, '\0') + name);
+		const std::string wanted = std::string(1, '\0') + name;
+		const auto at = std::search(
+			content.begin(), content.end(),
+			std::boyer_moore_horspool_searcher(wanted.begin(), wanted.end()));
 
-		if (at != std::string::npos)
-			found.emplace_back(content.c_str() + at + 1);
+		if (at != content.end())
+			found.emplace_back(&*at + 1);
 	}
 	return found;
 }
