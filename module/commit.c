@@ -82,11 +82,6 @@ static int blame(struct commit *c, const struct plan_change *change, u32 reason,
 	return plan_blame(&c->result->error, change->entry - c->request->entries, reason, err);
 }
 
-static bool is_change(const struct plan_change *change)
-{
-	return change->kind != PLAN_NOTHING;
-}
-
 /* Parked vCPUs do not meet slots that go, whatever the cause they are parked for. */
 static bool needs_tombstones(struct commit *c)
 {
@@ -171,7 +166,7 @@ static int allocate_slots(struct commit *c)
 		struct plan_region *new = &change->after;
 		struct kvm_memory_slot *slot;
 
-		if (!is_change(change) || !new->npages)
+		if (!new->npages)
 			continue;
 		slot = kzalloc(sizeof(*slot), GFP_KERNEL_ACCOUNT);
 		if (!slot)
@@ -226,8 +221,6 @@ static int step_prepare(struct commit *c)
 		struct kvm_memory_slot *old = change->kind == PLAN_REPLACE ?
 						      NULL : change->before.slot;
 
-		if (!is_change(change))
-			continue;
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (new && dirty_alloc(c->kvm, new))
@@ -296,7 +289,7 @@ static void update_inactive(struct commit *c, struct kvm_memslots *inactive[])
 	for (i = 0; i < c->plan.nr_changes; i++) {
 		const struct plan_region *old = &c->plan.changes[i].before;
 
-		if (is_change(&c->plan.changes[i]) && old->slot)
+		if (old->slot)
 			layout_take_out(inactive[old->address_space], old->slot);
 		cond_resched();
 	}
@@ -555,7 +548,7 @@ static void step_finish(struct commit *c)
 		struct kvm_memory_slot *old = change->before.slot;
 
 		switch (change->kind) {
-		case PLAN_NOTHING:
+		case PLAN_NOTHING: /* there are no such changes in a plan */
 		case PLAN_CREATE:
 			continue;
 		case PLAN_MOVE: /* frees old->arch */

@@ -92,6 +92,8 @@ static void sort_keys(struct plan_key *keys, u32 n)
 struct plan_scratch {
 	struct plan_key *ids; /* the entries, sorted by slot */
 	u32 nr_ids;
+	u32 nr_replaceable; /* today's user slots in address spaces that are replaced as a whole */
+	u32 nr_named; /* those of them that an entry names */
 	struct plan_key *places; /* room for two sides of all changes */
 };
 
@@ -167,7 +169,8 @@ static int check_bitmap(const struct plan_change *change, const struct plan_layo
 
 /* Fills in plan->changes from the entries and today's slots. */
 static int look_up(struct plan *plan, const struct plan_request *request,
-		   const struct plan_layout *layout, struct plan_error *error)
+		   struct plan_scratch *scratch, const struct plan_layout *layout,
+		   struct plan_error *error)
 {
 	u32 i, reason;
 	int err;
@@ -185,6 +188,8 @@ static int look_up(struct plan *plan, const struct plan_request *request,
 			return plan_blame(error, i, MEMSLOT_REASON_NO_SLOT, -ENOENT);
 		if (exists && change->before.guest_memfd)
 			return plan_blame(error, i, MEMSLOT_REASON_GUEST_MEMFD, -EOPNOTSUPP);
+		if (exists && request->replace_spaces & 1U << entry->address_space)
+			scratch->nr_named++;
 
 		new->address_space = entry->address_space;
 		new->id = entry->slot;
@@ -258,6 +263,9 @@ static int drop_unnamed(struct plan *plan, const struct plan_request *request,
 {
 	struct plan_region slot = {};
 
+	/* The usual case; looking for each slot in the batch costs more than all else for it. */
+	if (scratch->nr_named == scratch->nr_replaceable)
+		return 0;
 	while (next_replaceable(request, layout, &slot)) {
 		plan_pause();
 		if (names_slot(scratch->ids, scratch->nr_ids, slot.address_space, slot.id))
@@ -289,7 +297,7 @@ static u32 collect_places(const struct plan *plan, struct plan_key *places, bool
 
 		if (!region->npages)
 			continue;
-		if (!all && (change->kind == PLAN_NOTHING || change->kind == PLAN_REFLAG))
+		if (!all && change->kind == PLAN_REFLAG)
 			continue;
 		places[n++] = (struct plan_key){ region->address_space, region->gfn, i };
 	}
@@ -374,6 +382,22 @@ static int check_overlaps(const struct plan *plan, const struct plan_request *re
 	if (first != MEMSLOT_NO_ENTRY)
 		return plan_blame(error, first, MEMSLOT_REASON_OVERLAP_ENTRY, -EEXIST);
 	return 0;
+}
+
+/* What equals today's slot was there to be checked, and is no work for anybody. */
+static void forget_unchanged(struct plan *plan)
+{
+	u32 i, n = 0;
+
+	for (i = 0; i < plan->nr_changes; i++) {
+		if (plan->changes[i].kind == PLAN_NOTHING)
+			continue;
+		if (n < i)
+			plan->changes[n] = plan->changes[i];
+		n++;
+		plan_pause();
+	}
+	plan->nr_changes = n;
 }
 
 /* One side of the sweep: sorted places and how far they were walked. */
@@ -566,8 +590,6 @@ static void summarize(struct plan *plan)
 	for (i = 0; i < plan->nr_changes; i++) {
 		const struct plan_change *change = &plan->changes[i];
 
-		if (change->kind == PLAN_NOTHING)
-			continue;
 		plan->touched |= 1U << change->after.address_space;
 		if (change->kind == PLAN_REFLAG) {
 			plan->totals.pages_kept += change->after.npages;
@@ -651,7 +673,8 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 	/* The room is large, and allocate() needs no zeroes in it. */
 	memset(plan, 0, offsetof(struct plan, room));
 	*error = PLAN_NO_ERROR;
-	changes = request->nr_entries + count_replaceable(request, layout);
+	scratch.nr_replaceable = count_replaceable(request, layout);
+	changes = request->nr_entries + scratch.nr_replaceable;
 	if (!changes)
 		return 0;
 	err = allocate(plan, &scratch, changes);
@@ -670,7 +693,7 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 		goto out;
 	}
 
-	err = look_up(plan, request, layout, error);
+	err = look_up(plan, request, &scratch, layout, error);
 	if (err)
 		goto out;
 	err = drop_unnamed(plan, request, &scratch, layout, error);
@@ -679,6 +702,7 @@ int plan_build(struct plan *plan, const struct plan_request *request,
 	err = check_overlaps(plan, request, &scratch, layout, error);
 	if (err)
 		goto out;
+	forget_unchanged(plan);
 	build_segments(plan, request, layout, scratch.places);
 	summarize(plan);
 out:

@@ -100,7 +100,7 @@ static inline int plan_blame(struct plan_error *error, u32 index, u32 reason, in
 }
 
 enum plan_kind {
-	PLAN_NOTHING, /* the entry equals today's slot */
+	PLAN_NOTHING, /* the entry equals today's slot; a plan counts it, and has no change for it */
 	PLAN_CREATE,
 	PLAN_DELETE,
 	PLAN_REPLACE, /* other size, hva or READONLY: KVM itself refuses this */
@@ -187,7 +187,8 @@ struct plan_totals {
  * struct plan - everything that a commit has to do
  * @memory: holds all the arrays below
  * @nr_changes: number of elements in @changes
- * @changes: one per entry, in the order of the batch, and after them what goes besides
+ * @changes: one per entry that does not equal its slot, in the order of the batch, and after
+ *	them what goes besides
  * @nr_segments: number of elements in @segments
  * @segments: sorted by address space and gfn
  * @nr_zaps: number of elements in @zaps
