@@ -100,7 +100,7 @@ static inline int plan_blame(struct plan_error *error, u32 index, u32 reason, in
 }
 
 enum plan_kind {
-	PLAN_NOTHING, /* the entry equals today's slot; a plan counts it, and has no change for it */
+	PLAN_NOTHING, /* the entry equals today's slot; it is counted, and there is no change */
 	PLAN_CREATE,
 	PLAN_DELETE,
 	PLAN_REPLACE, /* other size, hva or READONLY: KVM itself refuses this */

@@ -154,6 +154,7 @@ static bool has_readers(struct srcu_struct *srcu)
 	for_each_possible_cpu(cpu)
 		for (i = 0; i < 2; i++)
 			ended += COMPAT_SRCU_ENDED(per_cpu_ptr(srcu->sda, cpu), i);
+	/* pairs with those in srcu_read_lock() and srcu_read_unlock() */
 	smp_mb();
 	for_each_possible_cpu(cpu)
 		for (i = 0; i < 2; i++)

@@ -837,7 +837,7 @@ TEST_F(entries, overlap_with_a_slot_of_kvm)
 
 	entry.guest_phys_addr = 0xfffbd000;
 	if (kvm_set_region(self->vm.fd, &entry) != -EEXIST)
-		SKIP(return, "this KVM has no internal slots (Intel's has, with unrestricted_guest=0)");
+		SKIP(return, "no internal slots: Intel's KVM has, with unrestricted_guest=0");
 	ASSERT_EQ(-EEXIST, device_commit(self->vm.device, 0, &entry, 1, &commit));
 	ASSERT_TRUE(blames(&commit, &self->before, 0, MEMSLOT_REASON_OVERLAP_SLOT));
 	ASSERT_TRUE(unchanged(&self->vm, &self->before));
