@@ -92,7 +92,7 @@ static bool needs_tombstones(struct commit *c)
 
 static bool changes_nothing(const struct plan *plan)
 {
-	return !plan->touched;
+	return !plan->nr_changes;
 }
 
 /*
@@ -548,8 +548,7 @@ static void step_finish(struct commit *c)
 		struct kvm_memory_slot *old = change->before.slot;
 
 		switch (change->kind) {
-		case PLAN_NOTHING: /* there are no such changes in a plan */
-		case PLAN_CREATE:
+		default: /* PLAN_CREATE: no old slot */
 			continue;
 		case PLAN_MOVE: /* frees old->arch */
 			account(c, old, change->after.slot, KVM_MR_MOVE);

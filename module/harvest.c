@@ -168,7 +168,10 @@ void harvest_write(struct harvest *harvest, const struct plan *plan)
 
 	if (!harvest->pinned)
 		return;
-	/* The changes come in the order of the entries, and so do the buffers. */
+	/*
+	 * The changes come in the order of the entries, and so do the buffers: an entry with a
+	 * buffer is a change, see check_bitmap() in plan.c.
+	 */
 	for (i = 0; i < plan->nr_changes; i++) {
 		const struct memslot_entry *entry = plan->changes[i].entry;
 		const struct kvm_memory_slot *old = plan->changes[i].before.slot;

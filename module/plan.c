@@ -146,7 +146,10 @@ static enum plan_kind classify(const struct plan_region *old, const struct plan_
 	return flags ? PLAN_REFLAG : PLAN_NOTHING;
 }
 
-/* Can the slot's last dirty bitmap be handed back, into the entry's buffer? */
+/*
+ * Can the slot's last dirty bitmap be handed back, into the entry's buffer?  Not if the entry
+ * changes nothing: harvest_write() finds buffers by changes.
+ */
 static int check_bitmap(const struct plan_change *change, const struct plan_layout *layout,
 			u32 *reason)
 {
@@ -263,7 +266,7 @@ static int drop_unnamed(struct plan *plan, const struct plan_request *request,
 {
 	struct plan_region slot = {};
 
-	/* The usual case; looking for each slot in the batch costs more than all else for it. */
+	/* All are named, as is usual, or nothing is replaced. */
 	if (scratch->nr_named == scratch->nr_replaceable)
 		return 0;
 	while (next_replaceable(request, layout, &slot)) {
@@ -390,12 +393,12 @@ static void forget_unchanged(struct plan *plan)
 	u32 i, n = 0;
 
 	for (i = 0; i < plan->nr_changes; i++) {
+		plan_pause();
 		if (plan->changes[i].kind == PLAN_NOTHING)
 			continue;
 		if (n < i)
 			plan->changes[n] = plan->changes[i];
 		n++;
-		plan_pause();
 	}
 	plan->nr_changes = n;
 }

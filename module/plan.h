@@ -169,7 +169,7 @@ struct plan_span {
 
 /**
  * struct plan_totals - what a plan comes to
- * @count: number of changes of each kind
+ * @count: how many entries, and slots that go unnamed, are of each kind
  * @pages_kept: pages whose gfn keeps its host address
  * @pages_remapped: pages whose gfn gets another host address
  * @pages_removed: pages whose gfn loses its slot

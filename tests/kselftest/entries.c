@@ -882,20 +882,23 @@ TEST_F(entries, highest_gpa_is_that_of_kvm)
 /* A slot may be moved or grown beyond the last page no more than created there. */
 TEST_F(entries, existing_slots_stay_below_the_highest_gpa)
 {
-	struct memslot_entry entry = *model_find(&self->vm, 0, 2);
+	/* The first one changes nothing, and is still the one with index 0. */
+	struct memslot_entry entries[] = { *model_find(&self->vm, 0, 1),
+					   *model_find(&self->vm, 0, 2) };
+	struct memslot_entry *entry = &entries[1];
 	struct memslot_commit commit;
 
-	entry.guest_phys_addr = ABOVE_ALL_GPAS - entry.memory_size;
-	if (!kvm_set_region(self->vm.fd, &entry))
+	entry->guest_phys_addr = ABOVE_ALL_GPAS - entry->memory_size;
+	if (!kvm_set_region(self->vm.fd, entry))
 		SKIP(return, "this VM can address 52 bits: there is nothing above");
 	/* KVM has made the slot invalid for a while. */
 	ASSERT_TRUE(vm_generations(&self->vm, self->before.generations));
-	ASSERT_EQ(-EINVAL, device_commit(self->vm.device, 0, &entry, 1, &commit));
-	ASSERT_TRUE(blames(&commit, &self->before, 0, MEMSLOT_REASON_GPA_RANGE));
-	entry.guest_phys_addr -= PAGE;
-	entry.memory_size += PAGE;
-	ASSERT_EQ(-EINVAL, device_commit(self->vm.device, 0, &entry, 1, &commit));
-	ASSERT_TRUE(blames(&commit, &self->before, 0, MEMSLOT_REASON_GPA_RANGE));
+	ASSERT_EQ(-EINVAL, device_commit(self->vm.device, 0, entries, 2, &commit));
+	ASSERT_TRUE(blames(&commit, &self->before, 1, MEMSLOT_REASON_GPA_RANGE));
+	entry->guest_phys_addr -= PAGE;
+	entry->memory_size += PAGE;
+	ASSERT_EQ(-EINVAL, device_commit(self->vm.device, 0, entries, 2, &commit));
+	ASSERT_TRUE(blames(&commit, &self->before, 1, MEMSLOT_REASON_GPA_RANGE));
 	ASSERT_TRUE(unchanged(&self->vm, &self->before));
 }
 

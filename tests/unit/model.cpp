@@ -49,6 +49,7 @@ extern "C" bool plan_layout_next(const plan_layout *layout, u32 address_space, u
 				 plan_region *region)
 {
 	const plan_region *first = nullptr;
+	layout->looks++;
 	for (const auto &[key, slot] : layout->slots)
 		if (key.first == address_space && slot.gfn < end && slot.gfn + slot.npages > gfn &&
 		    (!first || slot.gfn < first->gfn))
@@ -65,6 +66,7 @@ made_plan::made_plan(const scenario &s)
 		.rules = &s.rules,
 	};
 	err = plan_build(&plan, &request, &s.layout, &error);
+	looks = s.layout.looks;
 }
 
 made_plan::~made_plan()

@@ -27,6 +27,7 @@ using slot_map = std::map<slot_key, plan_region>;
 struct plan_layout {
 	slot_map slots;
 	bool dirty_ring = false;
+	mutable u32 looks = 0; // how often plan_layout_next() was asked
 };
 
 struct scenario {
@@ -43,6 +44,7 @@ struct made_plan {
 	struct plan plan = {};
 	plan_error error = {};
 	int err;
+	u32 looks; // as plan_layout.looks
 
 	explicit made_plan(const scenario &s);
 	made_plan(const made_plan &) = delete;
