@@ -62,10 +62,10 @@ try mkdir /root/run/lock
 try mount -o bind /whole@MODULES_ROOT@ /root/usr/lib/modules
 """
 
+# Memory all of it, and nothing over what is packed, which may be below /tmp
 OWN_ROOT = """\
-try mount -t tmpfs -o mode=1777 tmpfs /tmp
-try mount -t tmpfs -o mode=755 tmpfs /run
-try mkdir /run/lock
+try chmod 1777 /tmp
+try mkdir -p /run/lock
 """
 
 KERNELS_FILES = """

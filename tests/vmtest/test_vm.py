@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -374,7 +375,12 @@ def test_emulator_of_intels_rests_while_nobody_waits(monkeypatch: pytest.MonkeyP
     """Its processors' idleness would be another VM's time; and it goes on where it was."""
     monkeypatch.setattr(runner, "hardware_virtualization", lambda: None)
     program = debian.PROJECT / "tests" / "system" / "boots.py"
-    with VM(vendor="intel", cpus=1, memory=1024, files=[program]) as machine:
+    # The VM has a /tmp of its own, and what is packed of the machine's
+    with (
+        tempfile.NamedTemporaryFile("w", dir="/tmp") as packed,
+        VM(vendor="intel", cpus=1, memory=1024, files=[program, Path(packed.name)]) as machine,
+    ):
+        print("packed", file=packed, flush=True)
         machine.start()
         assert machine._machine
         before = processor_seconds(machine._machine.pid)
@@ -384,6 +390,7 @@ def test_emulator_of_intels_rests_while_nobody_waits(monkeypatch: pytest.MonkeyP
         # A program in Python is there with all that it imports
         result = machine.run(program, "--boots", "0")
         assert result.outcome is Outcome.OK, result.report()
+        assert machine.run("cat", packed.name).stdout == "packed\n"
 
 
 def names_in(archive: bytes) -> set[str]:
