@@ -156,8 +156,8 @@ struct plan_zap {
 };
 
 /*
- * Bytes that the arrays for one change need.  A plan has room for them inside: an
- * allocation would be a third of what a commit of one change costs more than KVM's ioctl.
+ * Bytes that the arrays for one change need.  A plan has room for them inside, which spares
+ * a batch of one an allocation.
  */
 #define PLAN_ROOM 408
 
