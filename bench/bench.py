@@ -12,11 +12,8 @@ Writes build/bench/: samples.csv (each transaction that was timed), results.json
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import WAYS, Run, aims, figures_of, median, summarize
-from in_vm import BUILD, Json, common_options, reports
-from debian import SETUP
-from options import at_least
+from in_vm import BUILD, Json, aligned, common_options, pyplot, reports, save
 
 BENCH = BUILD / "bench" / "guest_bench"
 SCENARIOS = {
@@ -113,16 +108,6 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns, of which the first ones are words, and the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
-
-
 def table(runs: Iterable[Run]) -> str:
     """One line per kind of transaction, way and number of vCPUs."""
     heads = ("vCPUs", "transaction", "way", "median ms", "p99", "worst", "witness", "its gap", "undist.", "touching",
@@ -147,7 +132,7 @@ def table(runs: Iterable[Run]) -> str:
                     share(found.get("witness_share")), *(milliseconds(each.get("median_ns")) for each in gaps),
                     *exact, str(found.get("holes", "")),
                 ))  # fmt: skip
-    return aligned(rows, 3)
+    return aligned(rows, range(3))
 
 
 def instruction_table(by_scenario: Json) -> str:
@@ -156,7 +141,7 @@ def instruction_table(by_scenario: Json) -> str:
         for kind, found in kinds.items():
             cells = [f"{found[way] / 1e3:.1f}" if way in found else "" for way in ("kvm", "fence", "park", "replace-all")]
             rows.append((name, kind, *cells, f"{found['ratio']:.3f}"))
-    return aligned(rows, 2)
+    return aligned(rows, range(2))
 
 
 def aim_table(summary: Json) -> str:
@@ -165,14 +150,11 @@ def aim_table(summary: Json) -> str:
     for aim in aims(summary):
         seen = "" if aim.seen is None else f"{aim.seen:g}"
         rows.append((aim.told, aim.clock, f"{'≥' if aim.least else '≤'} {aim.value:g}", seen, words[aim.reached]))
-    return aligned(rows, 2)
+    return aligned(rows, range(2))
 
 
-def plot(name: str, runs: Sequence[Run], output: Path) -> None:
+def plot(pyplot: Any, name: str, runs: Sequence[Run], output: Path) -> None:
     """Times, speed and gaps of witnesses by the number of vCPUs; and how often there were which gaps."""
-    # Debian's, installed by now; without a display
-    os.environ["MPLBACKEND"] = "Agg"
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
     figure, ((times, speed), (gaps, often)) = pyplot.subplots(2, 2, figsize=(12, 8))
     kind = list(runs[0].figures["fence"]["times"])[-1]
     counts = [run.vcpus for run in runs]
@@ -205,9 +187,7 @@ def plot(name: str, runs: Sequence[Run], output: Path) -> None:
     often.grid(alpha=0.3)
     times.legend(fontsize="small")
     figure.suptitle(f"{name}: {SCENARIOS[name.partition(',')[0]]}")
-    figure.tight_layout()
-    for suffix in ("svg", "png"):
-        figure.savefig(output / f"{name.replace(', ', '-').replace(' ', '-')}.{suffix}", dpi=110)
+    save(figure, output / name.replace(", ", "-").replace(" ", "-"))
     pyplot.close(figure)
 
 
@@ -250,8 +230,7 @@ def main() -> None:
     add("--quick", action="store_true", help="few samples, for 1 and 2 vCPUs: a look in three minutes")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL
-    if subprocess.run([str(SETUP), "python3-matplotlib"], check=False).returncode:
-        sys.exit("bench: packages that draw the plots are missing, see above")
+    drawing = pyplot()
     arguments.output.mkdir(parents=True, exist_ok=True)
     scenarios = arguments.scenario or [*SCENARIOS, "single"]
     with_vcpus = [name for name in scenarios if name in SCENARIOS]
@@ -275,7 +254,7 @@ def main() -> None:
     }
     write({**machines, "instructions": counted}, summary, arguments.output)
     for name in dict.fromkeys(run.name for run in timed):
-        plot(name, [run for run in timed if run.name == name], arguments.output)
+        plot(drawing, name, [run for run in timed if run.name == name], arguments.output)
     show(machines, summary)
     print(f"{time.monotonic() - begin:.0f} seconds; {arguments.output} has each sample, and a plot for each scenario.")
 

@@ -13,9 +13,7 @@ Writes build/bench-qemu/: boots.csv and boots.json (each boot), summary.json, an
 from __future__ import annotations
 
 import csv
-import importlib
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -25,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from in_vm import BUILD, PROJECT, Json, common_options, reports
-from debian import SETUP, DebianError
+from in_vm import BUILD, PROJECT, Json, aligned, common_options, pyplot, reports, save
+from debian import DebianError
 from options import at_least
 from patched_qemu import patched_qemu
 
@@ -141,19 +139,11 @@ def table(summary: Json, chosen: Sequence[Variant]) -> str:
         for told, times_of in PUBLISHED.items():
             if int(vcpus) in times_of:
                 rows.append((vcpus, f"({told}: another machine)", "", f"{times_of[int(vcpus)]:.1f}", *[""] * 7))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    aligned = [[cell.rjust(width) for cell, width in zip(row, widths)] for row in rows]
-    for cells, row in zip(aligned, rows):
-        cells[1] = row[1].ljust(widths[1])
-    lines = ["  ".join(cells).rstrip() for cells in aligned]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+    return aligned(rows, {1})
 
 
-def plot(summary: Json, chosen: Sequence[Variant], output: Path) -> None:
+def plot(pyplot: Any, summary: Json, chosen: Sequence[Variant], output: Path) -> None:
     """Mean and standard deviation over the number of vCPUs, beside the published figures of another machine."""
-    # Debian's, installed by now; without a display
-    os.environ["MPLBACKEND"] = "Agg"
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for variant in chosen:
         points = [(int(n), by[variant.name]) for n, by in summary.items() if by[variant.name]["mean_ms"] is not None]
@@ -171,9 +161,7 @@ def plot(summary: Json, chosen: Sequence[Variant], output: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     axes.set_title("SeaBIOS boots with --overcommit cpu-pm=on, in the test VM")
-    figure.tight_layout()
-    for suffix in ("svg", "png"):
-        figure.savefig(output / f"boots.{suffix}", dpi=130)
+    save(figure, output / "boots")
 
 
 def write(boots: Sequence[Json], summary: Json, output: Path) -> None:
@@ -192,8 +180,7 @@ def main() -> None:
     add("--boots", type=at_least(1), default=50, help="of each QEMU, for each number of vCPUs; default: %(default)s")
     add("--vcpus", type=at_least(1), nargs="+", default=VCPUS, help="default: %(default)s")
     arguments = parser.parse_args()
-    if subprocess.run([str(SETUP), "python3-matplotlib"], check=False).returncode:
-        sys.exit("bench-qemu: packages that draw the plots are missing, see above")
+    drawing = pyplot()
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         chosen = variants()
@@ -202,7 +189,7 @@ def main() -> None:
     boots = measure(chosen, arguments.vcpus, arguments.boots, arguments.kernel)
     summary = summarize(boots)
     write(boots, summary, arguments.output)
-    plot(summary, chosen, arguments.output)
+    plot(drawing, summary, chosen, arguments.output)
     print(table(summary, chosen))
     print("Times are a whole boot's: in QEMU's memory transactions (10.0), or in calls of KVM and of the device (7.2).")
     print(f"{arguments.output} has each boot, and a plot.")

@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <utility>
 
 namespace bench {
 
@@ -36,11 +35,11 @@ std::uint32_t number_in(const std::string &path)
 	return number;
 }
 
-int count(perf_event_attr attributes)
+descriptor count(perf_event_attr attributes)
 {
 	attributes.size = sizeof(attributes);
-	return static_cast<int>(
-		syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC));
+	return descriptor(static_cast<int>(
+		syscall(SYS_perf_event_open, &attributes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)));
 }
 
 template <typename type>
@@ -54,6 +53,12 @@ void read_at(int fd, std::uint64_t offset, type *to, std::size_t count)
 
 } // namespace
 
+descriptor::~descriptor()
+{
+	if (fd_ >= 0)
+		close(fd_);
+}
+
 calls_of::calls_of(std::initializer_list<const char *> functions)
 {
 	perf_event_attr attributes{};
@@ -62,7 +67,7 @@ calls_of::calls_of(std::initializer_list<const char *> functions)
 	for (const char *name : functions) {
 		attributes.kprobe_func = reinterpret_cast<std::uintptr_t>(name);
 		fd_ = count(attributes);
-		if (fd_ >= 0)
+		if (fd_.get() >= 0)
 			return;
 	}
 	guests::fail(std::string("counting calls of ") + *functions.begin());
@@ -75,25 +80,15 @@ calls_of::calls_of(const std::string &tracepoint)
 	attributes.type = PERF_TYPE_TRACEPOINT;
 	attributes.config = number_in("/sys/kernel/tracing/events/" + tracepoint + "/id");
 	fd_ = count(attributes);
-	if (fd_ < 0)
+	if (fd_.get() < 0)
 		guests::fail("counting " + tracepoint);
-}
-
-calls_of::calls_of(calls_of &&other) noexcept : fd_(std::exchange(other.fd_, -1))
-{
-}
-
-calls_of::~calls_of()
-{
-	if (fd_ >= 0)
-		close(fd_);
 }
 
 std::uint64_t calls_of::value() const
 {
 	std::uint64_t count = 0;
 
-	if (read(fd_, &count, sizeof(count)) != sizeof(count))
+	if (read(fd_.get(), &count, sizeof(count)) != sizeof(count))
 		guests::fail("reading a count of calls");
 	return count;
 }
@@ -102,43 +97,31 @@ statistic::statistic(int fd, std::string_view name)
 {
 	kvm_stats_header header{};
 
-	fd_ = ioctl(fd, KVM_GET_STATS_FD, nullptr);
-	if (fd_ < 0)
+	fd_ = descriptor(ioctl(fd, KVM_GET_STATS_FD, nullptr));
+	if (fd_.get() < 0)
 		guests::fail("KVM_GET_STATS_FD");
-	read_at(fd_, 0, &header, 1);
+	read_at(fd_.get(), 0, &header, 1);
 	for (std::uint32_t i = 0; i < header.num_desc; i++) {
 		const std::uint64_t at =
 			header.desc_offset + i * (sizeof(statistic_head) + header.name_size);
 		std::string found(header.name_size, '\0');
 		statistic_head head{};
 
-		read_at(fd_, at, &head, 1);
-		read_at(fd_, at + sizeof(head), found.data(), found.size());
+		read_at(fd_.get(), at, &head, 1);
+		read_at(fd_.get(), at + sizeof(head), found.data(), found.size());
 		if (name == found.c_str()) {
 			offset_ = header.data_offset + head.offset;
 			return;
 		}
 	}
-	close(fd_);
 	throw std::runtime_error("this KVM has no statistic " + std::string(name));
-}
-
-statistic::statistic(statistic &&other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), offset_(other.offset_)
-{
-}
-
-statistic::~statistic()
-{
-	if (fd_ >= 0)
-		close(fd_);
 }
 
 std::uint64_t statistic::value() const
 {
 	std::uint64_t number = 0;
 
-	read_at(fd_, offset_, &number, 1);
+	read_at(fd_.get(), offset_, &number, 1);
 	return number;
 }
 

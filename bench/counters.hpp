@@ -6,9 +6,34 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
-#include <vector>
+#include <utility>
 
 namespace bench {
+
+/* Closes what it holds. */
+class descriptor {
+public:
+	explicit descriptor(int fd = -1) : fd_(fd)
+	{
+	}
+	~descriptor();
+	descriptor(descriptor &&other) noexcept : fd_(std::exchange(other.fd_, -1))
+	{
+	}
+	descriptor &operator=(descriptor &&other) noexcept
+	{
+		std::swap(fd_, other.fd_);
+		return *this;
+	}
+
+	[[nodiscard]] int get() const
+	{
+		return fd_;
+	}
+
+private:
+	int fd_;
+};
 
 /* How often this thread calls one of the kernel's functions, from construction on. */
 class calls_of {
@@ -20,32 +45,22 @@ public:
 	explicit calls_of(std::initializer_list<const char *> functions);
 	/* The one in which KVM has a tracepoint, which compilers do not inline away. */
 	explicit calls_of(const std::string &tracepoint);
-	~calls_of();
-	calls_of(calls_of &&other) noexcept;
-	calls_of &operator=(calls_of &&) = delete;
-	calls_of(const calls_of &) = delete;
-	calls_of &operator=(const calls_of &) = delete;
 
 	[[nodiscard]] std::uint64_t value() const;
 
 private:
-	int fd_ = -1;
+	descriptor fd_;
 };
 
 /* One statistic of a VM or a vCPU, by KVM's name for it (pages_2m, pf_fixed, ...). */
 class statistic {
 public:
 	statistic(int fd, std::string_view name);
-	~statistic();
-	statistic(statistic &&other) noexcept;
-	statistic &operator=(statistic &&) = delete;
-	statistic(const statistic &) = delete;
-	statistic &operator=(const statistic &) = delete;
 
 	[[nodiscard]] std::uint64_t value() const;
 
 private:
-	int fd_ = -1;
+	descriptor fd_;
 	std::uint64_t offset_ = 0;
 };
 

@@ -103,7 +103,6 @@ struct counts {
 	std::uint64_t grace_periods = 0;
 	std::uint64_t zap_alls = 0;
 	std::uint64_t zapped_ranges = 0;
-	std::uint64_t requests = 0;
 	std::uint64_t kicks = 0;
 	std::uint64_t eintr = 0;
 	std::uint64_t holes = 0;
@@ -381,14 +380,12 @@ public:
 			to.grace_periods += since(grace_periods_);
 		to.zap_alls += since(zap_alls_);
 		to.zapped_ranges += since(zapped_ranges_);
-		to.requests += since(requests_);
 		to.kicks += since(kicks_);
 	}
 
 	void begin()
 	{
-		for (counter *each :
-		     {&grace_periods_, &zap_alls_, &zapped_ranges_, &requests_, &kicks_})
+		for (counter *each : {&grace_periods_, &zap_alls_, &zapped_ranges_, &kicks_})
 			each->before = each->calls.value();
 	}
 
@@ -406,8 +403,6 @@ private:
 	counter grace_periods_{bench::calls_of({"synchronize_srcu_expedited"})};
 	counter zap_alls_{bench::calls_of("kvmmmu/kvm_mmu_zap_all_fast")};
 	counter zapped_ranges_{bench::calls_of({"kvm_unmap_gfn_range"})};
-	counter requests_{
-		bench::calls_of({"kvm_make_all_cpus_request_except", "kvm_make_all_cpus_request"})};
 	counter kicks_{bench::calls_of({"__kvm_vcpu_kick", "kvm_vcpu_kick"})};
 };
 
@@ -684,7 +679,6 @@ private:
 			.add("grace_periods", of.grace_periods)
 			.add("zap_alls", of.zap_alls)
 			.add("zapped_ranges", of.zapped_ranges)
-			.add("requests", of.requests)
 			.add("kicks", of.kicks)
 			.add("eintr", of.eintr)
 			.add("holes", of.holes)

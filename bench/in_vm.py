@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the benchmarks have in common: their options, and a test VM with the module loaded."""
+"""What the benchmarks have in common: their options, a test VM with the module loaded, tables and plots."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "scripts"), str(PROJECT / "vmtest")]
 
-from debian import DebianError  # noqa: E402
+from debian import SETUP, DebianError  # noqa: E402
 from kernels import KERNELS  # noqa: E402
-from options import at_least  # noqa: E402
 from runner import DEFAULT_KERNEL, DEFAULT_MEMORY, VM, Outcome, VMError  # noqa: E402
 
 BUILD = PROJECT / "build"
@@ -31,9 +33,29 @@ def common_options(description: str, output: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_rounds(parser: argparse.ArgumentParser, default: int, of_what: str = "") -> None:
-    """How often each thing is measured."""
-    parser.add_argument("--rounds", type=at_least(1), default=default, help=f"{of_what}default: %(default)s")
+def pyplot() -> Any:
+    """What draws plots, without a display; Debian's, installed if it is missing.  Ends this program if it cannot be."""
+    if subprocess.run([str(SETUP), "python3-matplotlib"], check=False).returncode:
+        sys.exit("bench: packages that draw the plots are missing, see above")
+    os.environ["MPLBACKEND"] = "Agg"
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def save(figure: Any, path: Path) -> None:
+    """As SVG and as PNG; path: without a suffix."""
+    figure.tight_layout()
+    for suffix in ("svg", "png"):
+        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120)
+
+
+def aligned(rows: Sequence[Sequence[str]], words: Container[int]) -> str:
+    """A table, whose head is the first row; words: numbers of the columns that are not numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join(cell.ljust(width) if i in words else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
 def reports(

@@ -84,7 +84,6 @@ struct memory {
 
 struct workload_kind {
 	std::string_view name;
-	std::string_view words;
 	std::unique_ptr<workload> (*make)(const memory &of);
 };
 

@@ -62,7 +62,7 @@ try mkdir /root/run/lock
 try mount -o bind /whole@MODULES_ROOT@ /root/usr/lib/modules
 """
 
-# Memory all of it, and nothing over what is packed, which may be below /tmp
+# The root is memory already; a file system mounted over /tmp would hide what is packed below it.
 OWN_ROOT = """\
 try chmod 1777 /tmp
 try mkdir -p /run/lock

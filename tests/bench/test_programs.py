@@ -57,6 +57,11 @@ EXPECTED = {
     "grow": {"grow": (1, 0, 0, 2, 1), "shrink": (2, 1, 0, 2, 1)},
     "layout": {"three of 1000": (1, 3, 1, 6, 3), "three of 4000": (1, 3, 0, 6, 3)},
     "log": {"log": (1, 0, 0, 17, 0), "unlog": (1, 0, 0, 17, 0)},
+    "banks": {"switch": (1, 1, 16, 2, 1)},
+    "plug": {
+        "create 8": (1, 0, 0, 8, 0), "delete 8": (2, 1, 0, 8, 8), "create 64": (1, 0, 0, 64, 0), "delete 64": (2, 1, 0, 64, 64),
+        "create 512": (1, 0, 0, 512, 0), "delete 512": (2, 1, 0, 512, 512),
+    },
 }
 
 
@@ -89,13 +94,20 @@ def test_exact_counts(guest_bench: Callable[..., Json], scenario: str) -> None:
             # With KVM_X86_QUIRK_SLOT_ZAP_ALL, which is on by default, all have to be mapped again
             if deletes:
                 assert each(way, "faults_elsewhere") >= OTHER_PAGES
+        # KVM kicks all vCPUs for each publication that ends a change
+        assert each("fence", "kicks") == VCPUS
+        assert each("kvm", "kicks") == (calls + deletes) * VCPUS
         assert each("pause", "kicks") == each("kvm", "kicks") + VCPUS
 
 
 def test_one_by_one_leaves_holes(guest_bench: Callable[..., Json]) -> None:
-    """Else it would say nothing that the other ways have none."""
-    report = guest_bench("split-merge", "--ways", "kvm,fence", "--rounds", "5")
-    assert report["ways"]["kvm"]["holes"] > 0 == report["ways"]["fence"]["holes"]
+    """Else it would say nothing that the other ways have none.  Whether a vCPU meets one is chance: on a busy machine it may not run."""
+    for _ in range(20):
+        report = guest_bench("split-merge", "--ways", "kvm,fence", "--rounds", "5")
+        assert report["ways"]["fence"]["holes"] == 0
+        if report["ways"]["kvm"]["holes"]:
+            break
+    assert report["ways"]["kvm"]["holes"] > 0
     assert figures_of(report)["list"]["counted"]["merge"]["grace_periods"] == 3 + 1
 
 

@@ -100,7 +100,7 @@ DEFINE_MOVE = r"""move() { printf "$1\000\000\000\000" | dd of=$bar/config bs=8 
 DEFINE_DECODE = r"""decode() { printf "\\$1\000" | dd of=$bar/config bs=2 seek=2 count=1 conv=notrunc 2>/dev/null; }"""
 
 
-def define_move(machine: Machine) -> None:
+def define_bar_commands(machine: Machine) -> None:
     """From now on the guest's shell has commands that move the device's memory, show it and hide it."""
     machine.shell(FIND_BAR)
     machine.shell(DEFINE_MOVE)
@@ -114,7 +114,7 @@ def _words(place: int) -> str:
 
 def move_bar(machine: Machine) -> Json:
     """The guest moves its device's memory to and fro; each time it finds there what it wrote at the other place."""
-    define_move(machine)
+    define_bar_commands(machine)
     found, wanted = [], []
     machine.shell(f"move '{_words(BAR_PLACES[0])}'")
     for turn in range(8):
@@ -129,7 +129,7 @@ def move_bar(machine: Machine) -> Json:
 
 def restless_bar(machine: Machine) -> None:
     """From now on the guest moves its device's memory, and writes to a page of it in between; until still_bar()."""
-    define_move(machine)
+    define_bar_commands(machine)
     turns = "; ".join(
         f"move '{_words(place)}'; devmem $(({place:#x} + (n + {step}) % 256 * 4096)) 32 $n"
         for step, place in enumerate(BAR_PLACES)
@@ -199,7 +199,7 @@ def transfer(machine: Machine) -> Json:
     try:
         destination.begin()
         destination.qmp("migrate-incoming", uri=f"unix:{shared}")
-        define_move(machine)
+        define_bar_commands(machine)
         machine.shell(f"move '{_words(BAR_PLACES[0])}'; decode 0")
         busy(machine)
         begin_endless_migration(machine, f"unix:{shared}")
