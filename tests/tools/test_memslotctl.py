@@ -573,19 +573,12 @@ LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6}  vm (\d+)  (.*)")
 
 
 def watched(run_in_vm: Run, *command: str | Path) -> tuple[list[str], str]:
-    """The commits that a watch sees while a command runs, and what the command said.
-
-    The kernel may hand out the end of a commit before its beginning, where the thread has changed its processor in between
-    and the watch had to wait for its own; such a line does not tell the entries.  Then the command runs again.
-    """
-    for _ in range(3):
-        result = run_in_vm("/bin/sh", "-c", WATCH, "sh", MEMSLOTCTL, "", *command)
-        seen, said = result.stdout.split("\n\n", 1) if not result.stdout.startswith("\n") else ("", result.stdout[1:])
-        lines = seen.splitlines()
-        assert result.stderr.endswith(f"memslotctl: {len(lines)} commit{'' if len(lines) == 1 else 's'}\n")
-        assert all(LINE.fullmatch(line) for line in lines), seen
-        if all(" entr" in line for line in lines):
-            break
+    """The commits that a watch sees while a command runs, and what the command said."""
+    result = run_in_vm("/bin/sh", "-c", WATCH, "sh", MEMSLOTCTL, "", *command)
+    seen, said = result.stdout.split("\n\n", 1) if not result.stdout.startswith("\n") else ("", result.stdout[1:])
+    lines = seen.splitlines()
+    assert result.stderr.endswith(f"memslotctl: {len(lines)} commit{'' if len(lines) == 1 else 's'}\n")
+    assert all(LINE.fullmatch(line) for line in lines), seen
     return lines, said
 
 

@@ -205,6 +205,16 @@ std::optional<prefix> read_prefix(std::string_view text)
 
 } // namespace
 
+void put_in_order(std::vector<std::string> &lines)
+{
+	std::ranges::stable_sort(lines, {}, [](std::string_view line) {
+		const auto event = line.find(marker);
+		const auto who = read_prefix(line.substr(0, event == line.npos ? 0 : event));
+
+		return who ? who->at : std::chrono::microseconds::zero();
+	});
+}
+
 std::optional<commit_seen> trace_reader::read(std::string_view line)
 {
 	const auto event = line.find(marker);

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <sys/types.h>
 #include <unordered_map>
+#include <vector>
 
 namespace memslotctl {
 
@@ -60,6 +61,14 @@ private:
 	std::unordered_map<pid_t, start> running_;
 	std::uint64_t lost_ = 0;
 };
+
+/*
+ * Sorts lines of trace_pipe by their times; what has none comes first.  The kernel looks at one
+ * processor's events after the other's, so an event may be handed out before an earlier one of a
+ * processor that was looked at already: the end of a commit whose thread has changed its processor
+ * before its start.
+ */
+void put_in_order(std::vector<std::string> &lines);
 
 /* One line about a commit, without its time and VM. */
 [[nodiscard]] std::string describe(const commit_seen &commit);

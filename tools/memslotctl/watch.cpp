@@ -15,8 +15,10 @@
 #include <initializer_list>
 #include <poll.h>
 #include <set>
+#include <string>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <vector>
 
 namespace memslotctl {
 
@@ -29,6 +31,9 @@ constexpr std::string_view instance_prefix = "memslotctl-";
 
 /* In case that poll() is not woken by few events: some kernels wait for a buffer to fill */
 constexpr int poll_ms = 200;
+
+/* That are put in order together, at most */
+constexpr std::size_t most_lines = 4096;
 
 /* A trace instance of our own: nobody else's tracing sees or stops it. */
 class instance {
@@ -183,10 +188,14 @@ public:
 		while ((got = ::read(fd, buffer.data(), buffer.size())) > 0) {
 			rest_.append(buffer.data(), static_cast<std::size_t>(got));
 			for (std::size_t end; (end = rest_.find('\n')) != rest_.npos;) {
-				take(std::string_view(rest_).substr(0, end));
+				lines_.push_back(rest_.substr(0, end));
 				rest_.erase(0, end + 1);
 			}
+			/* Where events never cease, somebody still wants to see them */
+			if (lines_.size() >= most_lines)
+				take_lines();
 		}
+		take_lines();
 		if (got < 0 && errno != EAGAIN && errno != EINTR)
 			throw problem(failed, std::string("trace_pipe: ") + std::strerror(errno));
 		/* Only what is no text ends without the end of a line */
@@ -229,6 +238,14 @@ private:
 		return threads_.contains(thread);
 	}
 
+	void take_lines()
+	{
+		put_in_order(lines_);
+		for (const std::string &line : lines_)
+			take(line);
+		lines_.clear();
+	}
+
 	void take(std::string_view line)
 	{
 		const auto commit = reader_.read(line);
@@ -244,6 +261,7 @@ private:
 	std::set<pid_t> threads_;
 	trace_reader reader_;
 	std::string rest_;
+	std::vector<std::string> lines_;
 	unsigned long long commits_ = 0;
 };
 

@@ -200,6 +200,28 @@ void traces_of_threads()
 	same(old ? describe(*old) : "", "changed; fence; pages: 2 kept", "their words");
 }
 
+/* The thread has changed its processor, and events of the second one are handed out first. */
+void lines_in_order()
+{
+	std::vector<std::string> lines{
+		"  x-1  [001] .....  9.000040: memslot_commit_end: vm=7 err=0 entry=-1 reason=NONE "
+		"strategy=NONE cause=NOT",
+		"  x-1  [001] .....  12.000000: memslot_commit_start: vm=7 entries=2 flags=0x0",
+		"  x-1  [000] .....  9.000000: memslot_commit_start: vm=7 entries=1 flags=0x0",
+		"CPU:1 [LOST 2 EVENTS]",
+	};
+	trace_reader reader;
+
+	put_in_order(lines);
+	same(lines.front(), "CPU:1 [LOST 2 EVENTS]", "what has no time");
+	holds(!reader.read(lines[0]) && !reader.read(lines[1]), "the start comes first");
+
+	const auto seen = reader.read(lines[2]);
+
+	holds(seen && seen->entries == 1U && seen->took->count() == 40, "with its own end");
+	holds(!reader.read(lines[3]), "the next start");
+}
+
 /* As other trace options print it: an event that is passed over would be a commit that never was.
  */
 constexpr std::array not_understood{
@@ -292,6 +314,7 @@ int main()
 	svg_picture();
 	traces();
 	traces_of_threads();
+	lines_in_order();
 	other_lines();
 	lines_with_more();
 	return test::report("test_memslotctl");
