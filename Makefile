@@ -136,7 +136,7 @@ test-intel: ## run all tests that can be run on Intel's virtualization, on all K
 # last item (90s, 30m, 2h).
 .PHONY: test-debug
 test-debug: ## run the tests on kernels that check everything, the second one races; SOAK=30m
-	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= BRIEF_VENDORS= \
+	@$(MAKE) --no-print-directory test KERNELS=6.1-debug BRIEF_KERNELS= \
 		PYTEST_ARGS="--soak $(or $(SOAK),90s) $(PYTEST_ARGS)"
 	@$(MAKE) --no-print-directory test KERNELS=6.1-kcsan BRIEF_KERNELS= BRIEF_VENDORS= \
 		PYTEST_ARGS="-m races --soak $(or $(SOAK),90s) $(PYTEST_ARGS)"

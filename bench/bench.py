@@ -6,7 +6,8 @@ In a test VM, for each scenario and number of vCPUs, guest_bench makes the same 
 by one, so but with all vCPUs paused, and through /dev/memslot, parked and as it chooses; what the list ioctl of 2022 would
 have waited for is known by count.  Single changes are counted in instructions, on a machine whose clock counts them.
 
-Writes build/bench/: samples.csv (each transaction that was timed), results.json, summary.json, and a plot for each scenario.
+Writes build/bench/: samples.csv (each transaction that was timed), results.json, summary.json, a plot for each scenario, and
+overview.svg, which docs/ has a copy of.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import WAYS, Run, aims, figures_of, median, summarize
-from in_vm import BUILD, Json, aligned, common_options, pyplot, reports, save
+from figures import WAYS, Run, aims, figures_of, summarize
+from in_vm import BUILD, Json, aligned, common_options, pyplot, reports
+from plots import plot_overview, plot_scenario
 
 BENCH = BUILD / "bench" / "guest_bench"
 SCENARIOS = {
@@ -153,44 +155,6 @@ def aim_table(summary: Json) -> str:
     return aligned(rows, range(2))
 
 
-def plot(pyplot: Any, name: str, runs: Sequence[Run], output: Path) -> None:
-    """Times, speed and gaps of witnesses by the number of vCPUs; and how often there were which gaps."""
-    figure, ((times, speed), (gaps, often)) = pyplot.subplots(2, 2, figsize=(12, 8))
-    kind = list(runs[0].figures["fence"]["times"])[-1]
-    counts = [run.vcpus for run in runs]
-    shown = runs[min(2, len(runs) - 1)]
-    for way, told in WAYS.items():
-        found = [run.figures.get(way, {}) for run in runs]
-        if not all("times" in each for each in found):
-            continue
-        times.plot(counts, [(median(run, way, kind) or 0) / 1e6 for run in runs], marker="o", label=told)
-        speed.plot(counts, [each["witness_share"] for each in found], marker="o", label=told)
-        gaps.plot(counts, [each["witness_gap"]["median_ns"] / 1e6 for each in found], marker="o", label=told)
-        bars = shown.figures[way]["histogram"]
-        often.plot([ns / 1e6 for ns, _ in bars], [count for _, count in bars], marker=".", label=told)
-    gaps.plot(counts, [run.figures["fence"]["undisturbed_gap"]["median_ns"] / 1e6 for run in runs], "k:", label="undisturbed")
-    bars = shown.figures["fence"]["undisturbed_histogram"]
-    often.plot([ns / 1e6 for ns, _ in bars], [count for _, count in bars], "k:", label="undisturbed")
-    for axes, title, scale in (
-        (times, f"{kind}: median, ms", "log"), (speed, "speed of witnesses, as a share of undisturbed speed", "linear"),
-        (gaps, "longest gap of a witness in a block: median, ms", "log"),
-    ):  # fmt: skip
-        axes.set_title(title, fontsize="medium")
-        axes.set_yscale(scale)
-        axes.set_xlabel("vCPUs")
-        axes.set_xticks(counts)
-        axes.grid(alpha=0.3)
-    often.set_title(f"gaps of witnesses, {shown.vcpus} vCPUs: how many from so many ms to twice as many", fontsize="medium")
-    often.set_xscale("log")
-    often.set_yscale("log")
-    often.set_xlabel("ms")
-    often.grid(alpha=0.3)
-    times.legend(fontsize="small")
-    figure.suptitle(f"{name}: {SCENARIOS[name.partition(',')[0]]}")
-    save(figure, output / name.replace(", ", "-").replace(" ", "-"))
-    pyplot.close(figure)
-
-
 def write(machines: Mapping[str, Sequence[Run]], summary: Json, output: Path) -> None:
     runs = [(clock, run) for clock, some in machines.items() for run in some]
     results = [
@@ -254,9 +218,12 @@ def main() -> None:
     }
     write({**machines, "instructions": counted}, summary, arguments.output)
     for name in dict.fromkeys(run.name for run in timed):
-        plot(drawing, name, [run for run in timed if run.name == name], arguments.output)
+        title = f"{name}: {SCENARIOS[name.partition(',')[0]]}"
+        plot_scenario(drawing, title, [run for run in timed if run.name == name], arguments.output)
+    if len(with_vcpus) > 1:
+        plot_overview(drawing, machines["instructions"], timed, arguments.output)
     show(machines, summary)
-    print(f"{time.monotonic() - begin:.0f} seconds; {arguments.output} has each sample, and a plot for each scenario.")
+    print(f"{time.monotonic() - begin:.0f} seconds; {arguments.output} has each sample, and plots.")
 
 
 if __name__ == "__main__":

@@ -38,14 +38,17 @@ def pyplot() -> Any:
     if subprocess.run([str(SETUP), "python3-matplotlib"], check=False).returncode:
         sys.exit("bench: packages that draw the plots are missing, see above")
     os.environ["MPLBACKEND"] = "Agg"
-    return importlib.import_module("matplotlib.pyplot")
+    drawing = importlib.import_module("matplotlib.pyplot")
+    # The same figures make the same files
+    drawing.rcParams["svg.hashsalt"] = "memslot"
+    return drawing
 
 
 def save(figure: Any, path: Path) -> None:
     """As SVG and as PNG; path: without a suffix."""
     figure.tight_layout()
     for suffix in ("svg", "png"):
-        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120)
+        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120, metadata={"Date": None} if suffix == "svg" else None)
 
 
 def aligned(rows: Sequence[Sequence[str]], words: Container[int]) -> str:

@@ -17,7 +17,9 @@ sys.path.insert(0, str(PROJECT / "bench"))
 
 import bench  # noqa: E402
 import figures  # noqa: E402
+import plots  # noqa: E402
 from figures import Run, aims, figures_of, summarize  # noqa: E402
+from in_vm import pyplot  # noqa: E402
 
 Json = dict[str, Any]
 
@@ -129,6 +131,16 @@ def test_every_scenario_and_count_is_planned() -> None:
     assert [plan.name for plan in bench.plans(["grow"], [1], [], special=True)] == ["grow"]
     assert len(bench.plans_without_vcpus(list(bench.SCENARIOS), quick=False)) == len(bench.SCENARIOS) + len(bench.GUESTS)
     assert [plan.name for plan in bench.plans_without_vcpus(list(bench.SCENARIOS), quick=True)] == ["split-merge"]
+
+
+def test_all_scenarios_are_in_one_plot(tmp_path: Path) -> None:
+    """The same runs make the same file, so that the documentation's changes when the figures do."""
+    drawn = []
+    for share in (10, 10, 20):
+        plots.plot_overview(pyplot(), [run(), run("grow", fence=share)], [run(), run(vcpus=2, fence=share)], tmp_path)
+        drawn.append((tmp_path / "overview.svg").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {path.name for path in tmp_path.iterdir()} == {"overview.svg", "overview.png"}
 
 
 def test_quick_run_of_one_scenario(tmp_path: Path) -> None:
