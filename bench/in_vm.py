@@ -82,7 +82,7 @@ def reports(
                 result = vm.run(
                     program, *arguments, timeout=600, on_stderr=lambda data: print("." * data.count(b"\n"), end="", flush=True)
                 )
-                print(flush=True)
+                print(f" {result.seconds:.0f} s" if titles else "", flush=True)
                 if result.outcome is not Outcome.OK or result.complaints:
                     sys.exit(result.report())
                 found.append(json.loads(result.stdout))
