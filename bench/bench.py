@@ -62,7 +62,10 @@ FULL = Effort(
     VCPUS, ("--seconds", "12"), (1, 2, 4), ("--seconds", "0", "--rounds", "2", "--block", "200", "--ways", "kvm,pause,fence"), 4096
 )
 # In a small guest there is less that KVM drops and vCPUs have to map again
-QUICK = Effort((1, 2), ("--seconds", "0", "--block", "40", "--other", "1"), (1,), ("--seconds", "0", "--block", "20", "--other", "1"), 2048)
+QUICK = Effort(
+    (1, 2), ("--seconds", "0", "--block", "40", "--other", "1"),
+    (1,), ("--seconds", "0", "--block", "80", "--ways", "kvm,fence", "--other", "1"), 2048,
+)  # fmt: skip
 # For what has no vCPU running, and is counted in instructions
 WITHOUT_VCPUS = ("--vcpus", "0", "--seconds", "0", "--block", "0", "--rounds", "10")
 # MiB, of guests that have a slot split and merged: what grows with a slot's pages

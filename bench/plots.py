@@ -59,9 +59,10 @@ def plot_overview(pyplot: Any, counted: Sequence[Run], timed: Sequence[Run], out
     splits = [run for run in timed if run.name == "split-merge"]
     width = 0.8 / len(SHOWN)
     for number, (way, color) in enumerate(SHOWN.items()):
-        shares = [run.figures[way]["witness_share"] or 0 for run in alone]
+        # What was not measured has no bar
+        shares = [run.figures.get(way, {}).get("witness_share") or 0 for run in alone]
         bars = speed.bar([n + number * width for n in range(len(alone))], shares, width, color=color, label=WAYS[way])
-        speed.bar_label(bars, [f"{share:.2f}" for share in shares], fontsize="xx-small", rotation=90, padding=2)
+        speed.bar_label(bars, [f"{share:.2f}" if share else "" for share in shares], fontsize="xx-small", rotation=90, padding=2)
         found = [(run.vcpus, median(run, way, "split")) for run in splits]
         times.plot([vcpus for vcpus, _ in found], [(ns or 0) / 1e6 for _, ns in found], marker="o", color=color, label=WAYS[way])
     speed.set_xticks([n + 0.4 - width / 2 for n in range(len(alone))], [run.name for run in alone], fontsize="small")
