@@ -188,7 +188,7 @@ def show(machines: Mapping[str, Sequence[Run]], summary: Json) -> None:
     print(
         f"\nBy time: the clock of an emulated machine with {summary['cores']} processors, whose host had a load average of"
         f" {summary['load_average']:.1f}.\nBy instructions: one emulated processor, whose clock counts an instruction as a"
-        " nanosecond; each run of it is the same.\nCounts are exact in either."
+        " nanosecond; runs of it differ by a percent at most.\nCounts are exact in either."
     )
     print(f"\n{aim_table(summary)}")
 

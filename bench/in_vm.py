@@ -48,7 +48,9 @@ def save(figure: Any, path: Path) -> None:
     """As SVG and as PNG; path: without a suffix."""
     figure.tight_layout()
     for suffix in ("svg", "png"):
-        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120, metadata={"Date": None} if suffix == "svg" else None)
+        # Without a date and what else matplotlib says first, so that the licence is among the first lines
+        about = {**dict.fromkeys(("Creator", "Date", "Format", "Type")), "Rights": "SPDX-License-Identifier: GPL-2.0"}
+        figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120, metadata=about if suffix == "svg" else None)
 
 
 def aligned(rows: Sequence[Sequence[str]], words: Container[int]) -> str:

@@ -71,6 +71,7 @@ def plot_overview(pyplot: Any, counted: Sequence[Run], timed: Sequence[Run], out
     speed.legend(fontsize="small", loc="upper center", ncols=len(SHOWN))
     times.set_title("split-merge: milliseconds for a split, median", fontsize="medium")
     times.set_yscale("log")
+    times.yaxis.set_major_formatter("{x:g}")
     times.set_xlabel("vCPUs")
     times.set_xticks([run.vcpus for run in splits])
     times.grid(alpha=0.3)

@@ -140,7 +140,7 @@ VM_PARAMETERS = ("kernel_version", "vendor", "kvm")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out parameters of tests that are not for every machine, and skips what others than AMD's cannot do.
 
-    Of several workers (make test starts one per processor) one runs all tests of a file that share a VM.
+    Of several workers (the Makefile says how many) one runs all tests of a file that share a VM.
     """
     wanted = Wanted(config)
     kept = []
