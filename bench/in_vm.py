@@ -47,9 +47,10 @@ def pyplot() -> Any:
 def save(figure: Any, path: Path) -> None:
     """As SVG and as PNG; path: without a suffix."""
     figure.tight_layout()
+    # Without a date and what else matplotlib says first, so that the licence is among the first lines
+    about: Json = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    about["Rights"] = "SPDX-License-Identifier: GPL-2.0"
     for suffix in ("svg", "png"):
-        # Without a date and what else matplotlib says first, so that the licence is among the first lines
-        about = {**dict.fromkeys(("Creator", "Date", "Format", "Type")), "Rights": "SPDX-License-Identifier: GPL-2.0"}
         figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=120, metadata=about if suffix == "svg" else None)
 
 
