@@ -176,9 +176,9 @@ def test_kselftest_without_ept(configured_machine: Machine, program: str, name: 
 
 
 @pytest.mark.every_vendor
-@pytest.mark.configured(intel=["eptad=0"])
+@pytest.mark.configured(intel=["pml=0", "eptad=0"])
 def test_kselftest_without_logs_of_processors(configured_machine: Machine, program: str, name: str) -> None:
-    """Without accessed and dirty bits KVM does not use PML, either."""
+    """Without accessed and dirty bits KVM does not use PML, either, and write-protects pages instead."""
     judge(configured_machine, program, name)
 
 
