@@ -117,8 +117,8 @@ bench-qemu: module memslot-run qemu ## compare what boots of four QEMUs spend in
 # What the project builds for itself must be without warnings
 test: export WERROR := -Werror
 
-# One more than processors: some tests wait for minutes, for a VM that hangs or for an archive.
-PYTEST_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# One per processor: a VM that waits leaves its processor to another one's.
+PYTEST_WORKERS ?= $(shell nproc)
 
 .PHONY: test
 test: modules tools guests benchmarks kselftest qemu ## build everything and run the tests
